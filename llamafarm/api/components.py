@@ -1,0 +1,178 @@
+"""What a plugin implements: one class per component, with its configuration as the type parameter.
+
+A component is built from its validated configuration and nothing else; everything else comes as arguments of the
+methods below. A malformed class is refused when it is defined, not when somebody trains.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import isabstract
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+from llamafarm.api.config import Config, FineTunerConfig
+from llamafarm.api.values import (
+    AdapterSpec,
+    Decision,
+    DeviceSpec,
+    PreparedData,
+    Probe,
+    Row,
+    RunContext,
+    Suggestion,
+    TrainingResult,
+)
+from llamafarm.errors import Problem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+class ContractError(TypeError):
+    """A component class breaks the contract; raised when the class is defined."""
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+TunerConfigT = TypeVar("TunerConfigT", bound=FineTunerConfig)
+
+
+class Component(ABC, Generic[ConfigT]):
+    """Base of all components.
+
+    Attributes:
+        name: The `type` by which strategies select it: lower-case words joined by `-`.
+        family: Set by the family's base class.
+        Config: The configuration class, taken from the type parameter.
+    """
+
+    family: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    Config: ClassVar[type[Config]]
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            arguments = get_args(base)
+            origin = get_origin(base)
+            if isinstance(origin, type) and issubclass(origin, Component) and isinstance(arguments[0], type):
+                cls.Config = arguments[0]
+        if isabstract(cls):
+            return
+        if not _NAME.fullmatch(cls.name):
+            raise ContractError(f"{cls.__qualname__}.name is {cls.name!r}: give lower-case words joined by '-'")
+        config = getattr(cls, "Config", None)
+        if not (isinstance(config, type) and issubclass(config, Config)):
+            raise ContractError(
+                f"{cls.__qualname__} names no configuration: write class {cls.__name__}({cls.__mro__[1].__name__}[MyConfig])"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Everything decided before anything heavy happens.
+
+    Attributes:
+        name: The strategy's name.
+        methods: In the order they are applied.
+        device: What the run uses.
+        output_dir: Where it writes.
+        decisions: What was decided rather than given, with reasons.
+        given: Dotted paths below the fine-tuner's config that somebody wrote down (file, flag), → where.
+    """
+
+    name: str
+    methods: tuple[Method[Any], ...]
+    device: DeviceSpec
+    output_dir: Path
+    decisions: tuple[Decision, ...]
+    given: Mapping[str, str]
+
+
+class FineTuner(Component[TunerConfigT]):
+    """A back end that trains.
+
+    Attributes:
+        adapter_kinds: The `AdapterSpec.kind`s it can run.
+    """
+
+    family = "fine_tuner"
+    adapter_kinds: ClassVar[frozenset[str]] = frozenset()
+
+    def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
+        """Refuse (problems) or explain (decisions) before anything is loaded; imports nothing heavy."""
+        return ()
+
+    @abstractmethod
+    def fit(self, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
+        """Train, and leave the result in `plan.output_dir`.
+
+        Raises:
+            LlamaFarmError: For everything a user can mend.
+        """
+
+
+class Method(Component[ConfigT]):
+    """How parameters are adapted.
+
+    Attributes:
+        training_defaults: Weak defaults for `training` that suit this method.
+        stacks: True when it may be combined with a method that brings the trainable parameters.
+    """
+
+    family = "method"
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    stacks: ClassVar[bool] = False
+
+    @abstractmethod
+    def adapter(self) -> AdapterSpec:
+        """Declare what will be added; needs no model."""
+
+    @abstractmethod
+    def apply(self, model: nn.Module, run: RunContext) -> nn.Module:
+        """Return the model with this method applied; only parameters to train have `requires_grad`.
+
+        Raises:
+            ModelError: If the model has no place for it.
+        """
+
+
+class HardwareProfile(Component[ConfigT]):
+    """A kind of device: finds it, and suggests settings that suit it.
+
+    Attributes:
+        priority: `hardware: auto` takes the available profile with the highest.
+    """
+
+    family = "hardware"
+    priority: ClassVar[int] = 0
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """Look for the device without importing torch; cheap."""
+
+    def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:
+        """Weak defaults for this device, each with its reason."""
+        return ()
+
+
+class DataSplitter(Component[ConfigT]):
+    """Decides which rows are held out."""
+
+    family = "data_splitter"
+
+    @abstractmethod
+    def held_out(self, rows: Iterable[Row]) -> Sequence[bool]:
+        """Say for each row whether it is held out, in order.
+
+        Rows come once, with duplicates already removed: equal content goes to one side by the host's hand. Neither
+        side may be empty when there are two rows or more.
+        """

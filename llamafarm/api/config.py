@@ -1,0 +1,274 @@
+"""Pydantic bases of every configuration, and the configuration that all fine-tuners share.
+
+YAML names are the documented ones; library spellings are `aliases`, resolved once at the edge (`core.canonical`), so
+that past validation only the names below exist. An alias may point into a nested block (`base_model.huggingface_id`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class Config(BaseModel):
+    """Base of all configurations: frozen, unknown keys are errors, secrets never echo in messages.
+
+    Attributes:
+        aliases: Other spellings accepted at the edge → the field's name, or a dotted path below this block.
+        shorthand: The field that a bare scalar stands for: `base_model: NAME` means `{huggingface_id: NAME}`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+    aliases: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    shorthand: ClassVar[str] = ""
+
+
+class NoConfig(Config):
+    """For components without options."""
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ScratchConfig(Config):
+    """A model that starts from random weights: its architecture, and the tokenizer to train on the dataset."""
+
+    architecture: dict[str, Any] = Field(
+        description="Arguments of the transformers configuration, `model_type` among them; vocab_size is derived."
+    )
+    vocab_size: Annotated[int, Field(ge=300)] = Field(2048, description="Size of the byte-level BPE vocabulary.")
+    special_tokens: dict[str, str] = Field(
+        default_factory=lambda: {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"},
+        description="Named special tokens; `additional` entries go to `extra_tokens`.",
+    )
+    extra_tokens: tuple[str, ...] = Field((), description="Further special tokens, e.g. those of the chat template.")
+    chat_template: str | None = Field(None, description="Jinja chat template saved with the tokenizer.")
+
+
+class BaseModelConfig(Config):
+    """The model to start from and how it is loaded."""
+
+    aliases = MappingProxyType(
+        {
+            "name": "huggingface_id",
+            "model_name_or_path": "huggingface_id",
+            "base_model_name": "huggingface_id",
+            "dtype": "torch_dtype",
+            "use_auth_token": "token",
+            "hub_token": "token",
+            "load_8bit": "load_in_8bit",
+        }
+    )
+    shorthand = "huggingface_id"
+
+    huggingface_id: str | None = Field(
+        None, description="Hub id, folder of a Hugging Face model, or `builtin:NAME` for a model that ships with us."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    from_scratch: ScratchConfig | None = Field(None, description="Start from random weights instead.")
+    cache_dir: str | None = Field(None, description="Where hub models are cached; the hub's own default if absent.")
+    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the frozen base; trainable weights are fp32 all the same."
+    )
+    load_in_8bit: bool = Field(False, description="Load the frozen base in 8 bits (bitsandbytes).")
+    load_in_4bit: bool = Field(False, description="Load the frozen base in 4 bits (bitsandbytes).")
+    device_map: str | None = Field(
+        None, description="Ignored in training, with a notice: the profile places the model."
+    )
+    trust_remote_code: bool = Field(False, description="Let a hub model run code of its own.")
+    token: SecretStr | None = Field(None, description="Hub token, best as `${HF_TOKEN}`; never written anywhere.")
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="Attention kernel; `auto` is decided by the hardware profile, with its reason."
+    )
+
+
+class GenerateDataConfig(Config):
+    """A generated dataset (`llamafarm datagen`), made anew at each run from its seed."""
+
+    shorthand = "name"
+
+    name: Literal["smart-home"] = Field(description="The generator.")
+    size: Literal["small", "medium", "large"] | Count = Field("small", description="Rows: a size, or a number.")
+    languages: tuple[str, ...] = Field(("english",), description="Languages to mix.")
+    format: Literal["messages", "sharegpt", "alpaca", "text"] = Field("messages", description="Form of the rows.")
+    seed: int = Field(0, description="Same seed, same rows.")
+
+
+class DatasetConfig(Config):
+    """The data: what to train on and what to hold out."""
+
+    aliases = MappingProxyType(
+        {
+            "data_path": "path",
+            "train_dataset": "path",
+            "dataset": "path",
+            "dataset_name": "path",
+            "eval_dataset": "eval_path",
+            "test_dataset": "eval_path",
+        }
+    )
+    shorthand = "path"
+
+    path: str | None = Field(None, description="File with one JSON object a line.")
+    eval_path: str | None = Field(None, description="Held-out rows; without it the data splitter decides.")
+    generate: GenerateDataConfig | None = Field(None, description="Generate the rows instead of reading a file.")
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = Field(
+        "auto", description="Form of the rows; `auto` looks at the columns and says what it found."
+    )
+    text_field: str = Field("text", description="Column of raw text.")
+    max_samples: Count | None = Field(None, description="Use the first N rows only.")
+    train_on_inputs: bool = Field(False, description="Also learn prompts; by default assistant turns alone.")
+
+
+class TrainingConfig(Config):
+    """Hyper-parameters. `batch_size` is per device; one optimizer step sees batch_size x accumulation x devices rows."""
+
+    aliases = MappingProxyType(
+        {
+            "per_device_train_batch_size": "batch_size",
+            "per_device_batch_size": "batch_size",
+            "micro_batch_size": "batch_size",
+            "lr": "learning_rate",
+            "epochs": "num_epochs",
+            "num_train_epochs": "num_epochs",
+            "optimizer": "optim",
+            "learning_rate_schedule": "lr_scheduler_type",
+            "learning_rate_warmup": "warmup_ratio",
+            "gradient_clip": "max_grad_norm",
+            "eval_step": "eval_steps",
+            "save_step": "save_steps",
+            "use_gradient_checkpointing": "gradient_checkpointing",
+            "activation_checkpointing": "gradient_checkpointing",
+            "use_bf16": "bf16",
+            "use_fp16": "fp16",
+            "use_tf32": "tf32",
+            "cutoff_len": "max_seq_length",
+            "ctx_size": "max_seq_length",
+            "max_length": "max_seq_length",
+            "evaluation_strategy": "eval_strategy",
+            "train_sampling_strategy": "sampling",
+        }
+    )
+
+    # what is learned
+    stage: Literal["sft", "pt"] = Field(
+        "sft", description="`sft`: answers given prompts; `pt`: every token of raw text."
+    )
+    max_seq_length: Count = Field(2048, description="Tokens kept of a row; the prompt is cut first.")
+    # batches
+    batch_size: Count = Field(4, description="Rows per device and micro-step.")
+    gradient_accumulation_steps: Count = Field(1, description="Micro-steps per optimizer step.")
+    group_by_length: bool = Field(False, description="Batch rows of similar length together, seeded.")
+    length_column_name: str = Field("length", description="Column with row lengths; absent: token counts are used.")
+    # duration
+    num_epochs: Positive = Field(3.0, description="Passes over the training rows.")
+    max_steps: int = Field(-1, description="Optimizer steps; above 0 it overrides num_epochs.")
+    # optimization
+    learning_rate: NonNegative = Field(2e-4, description="Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
+        "cosine", description="Shape of the learning rate over the steps."
+    )
+    warmup_ratio: Fraction = Field(0.03, description="Share of all steps that warm up.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Warm-up steps; above 0 it overrides the ratio.")
+    optim: Literal[
+        "adamw_torch",
+        "adamw_torch_fused",
+        "sgd",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "adamw_bnb_8bit",
+        "paged_adamw_32bit",
+    ] = Field("adamw_torch", description="Optimizer; the 8-bit and paged ones need bitsandbytes.")
+    adam_beta1: Fraction = Field(0.9, description="AdamW beta 1.")
+    adam_beta2: Fraction = Field(0.999, description="AdamW beta 2.")
+    adam_epsilon: Positive = Field(1e-8, description="AdamW epsilon.")
+    weight_decay: NonNegative = Field(0.01, description="Decoupled weight decay; not on biases and norms.")
+    max_grad_norm: NonNegative = Field(1.0, description="Clip the gradient's global norm; 0: no clipping.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more work.")
+    # evaluation
+    eval_strategy: Literal["auto", "no", "steps", "epoch"] = Field(
+        "auto", description="When to evaluate; `auto`: each epoch if there is held-out data."
+    )
+    eval_steps: int = Field(100, description="Steps between evaluations; -1: each epoch; 999999 or more: never.")
+    per_device_eval_batch_size: Count | None = Field(None, description="Rows per evaluation batch; default batch_size.")
+    eval_accumulation_steps: Count | None = Field(
+        None, description="Accepted; without effect, because evaluation keeps no predictions to accumulate."
+    )
+    compute_metrics: bool = Field(False, description="Also token accuracy and perplexity of the held-out rows.")
+    early_stopping: bool = Field(False, description="Stop when the metric no longer improves.")
+    early_stopping_patience: Count = Field(3, description="Evaluations without improvement before stopping.")
+    early_stopping_threshold: NonNegative = Field(0.0, description="Smallest change that counts as improvement.")
+    # checkpoints
+    save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="When to write checkpoint-N.")
+    save_steps: int = Field(500, description="Steps between checkpoints; -1: each epoch; 999999 or more: never.")
+    save_total_limit: Count | None = Field(3, description="Checkpoints kept; the best one is kept besides.")
+    load_best_model_at_end: bool = Field(False, description="Save the best checkpoint as the result, not the last.")
+    metric_for_best_model: str = Field("eval_loss", description="`loss`/`eval_loss`, or another evaluation metric.")
+    greater_is_better: bool | None = Field(None, description="Direction of that metric; default by its name.")
+    # logging
+    logging_steps: Count = Field(10, description="Steps between log lines.")
+    logging_first_step: bool = Field(True, description="Log step 1 too.")
+    report_to: tuple[Literal["tensorboard", "none"], ...] = Field(
+        ("none",), description="Where metrics go besides trainer_log.jsonl."
+    )
+    # precision and speed
+    fp16: bool = Field(False, description="fp16 autocast with loss scaling (CUDA only).")
+    bf16: bool = Field(False, description="bf16 autocast.")
+    tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
+    use_flash_attention: bool = Field(False, description="Same as base_model.attn_implementation: flash_attention_2.")
+    use_cpu_offload: bool = Field(False, description="Keep optimizer state in main memory.")
+    use_ipex: bool = Field(False, description="Accepted; its library has been merged into torch, so without effect.")
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="Loader processes (batches are ready in memory)."
+    )
+    dataloader_pin_memory: bool = Field(True, description="Pin host memory for copies to the GPU.")
+    # reproducibility and publishing
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of weights, dropout and order.")
+    data_seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Seed of the row order alone; default: seed."
+    )
+    push_to_hub: bool = Field(False, description="Upload the result to the hub.")
+    hub_model_id: str | None = Field(None, description="Repository to upload to.")
+    hub_strategy: Literal["every_save", "checkpoint", "end", "all_checkpoints"] = Field(
+        "every_save", description="When to upload."
+    )
+    hub_token: SecretStr | None = Field(None, description="Hub token for uploads, best as `${HF_TOKEN}`.")
+
+
+class EvaluationConfig(Config):
+    """What is measured on held-out rows when training has ended."""
+
+    exact_match: bool = Field(False, description="Generate answers for held-out rows and compare them as a whole.")
+    max_samples: Count = Field(200, description="Held-out rows to answer.")
+    max_new_tokens: Count = Field(128, description="Longest answer.")
+    batch_size: Count = Field(16, description="Rows answered at a time.")
+    baseline: bool = Field(True, description="Measure the untrained base in the same way.")
+
+
+class FineTunerConfig(Config):
+    """What every fine-tuner's configuration holds. `method` becomes a union of the installed methods."""
+
+    aliases = MappingProxyType(
+        {
+            "huggingface_id": "base_model.huggingface_id",
+            "model_name_or_path": "base_model.huggingface_id",
+            "training_args": "training",
+            "eval_dataset": "dataset.eval_path",
+            "train_dataset": "dataset.path",
+        }
+    )
+
+    base_model: BaseModelConfig = Field(default_factory=BaseModelConfig, description="The model to start from.")
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig, description="The data.")
+    method: tuple[Any, ...] = Field((), description="How parameters are adapted: one method, or a list that stacks.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Hyper-parameters.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Measures after training.")
+    output_dir: str = Field("./output", description="Where the run writes.")
+    overwrite_output_dir: bool = Field(False, description="Replace an earlier run of ours in output_dir.")

@@ -1,0 +1,3 @@
+"""From files to validated, split, tokenized and label-masked examples."""
+
+from __future__ import annotations

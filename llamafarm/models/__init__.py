@@ -1,0 +1,3 @@
+"""Finding and loading models, tokenizers and adapters; generating with them."""
+
+from __future__ import annotations

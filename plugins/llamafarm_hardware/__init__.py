@@ -1,0 +1,3 @@
+"""Hardware profiles that ship with LlamaFarm."""
+
+from __future__ import annotations

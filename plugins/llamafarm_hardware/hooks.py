@@ -1,0 +1,3 @@
+"""Registers the components of this package."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Methods that ship with LlamaFarm."""
+
+from __future__ import annotations

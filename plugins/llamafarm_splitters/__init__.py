@@ -1,0 +1,3 @@
+"""Data splitters that ship with LlamaFarm."""
+
+from __future__ import annotations

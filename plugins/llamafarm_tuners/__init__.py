@@ -1,0 +1,3 @@
+"""Fine-tuners that ship with LlamaFarm."""
+
+from __future__ import annotations
