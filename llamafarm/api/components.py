@@ -72,7 +72,7 @@ class Component(ABC, Generic[ConfigT]):
         config = getattr(cls, "Config", None)
         if not (isinstance(config, type) and issubclass(config, Config)):
             raise ContractError(
-                f"{cls.__qualname__} names no configuration: write class {cls.__name__}({cls.__mro__[1].__name__}[MyConfig])"
+                f"{cls.__qualname__} names no configuration: write {cls.__name__}({cls.__mro__[1].__name__}[MyConfig])"
             )
 
 
@@ -107,7 +107,7 @@ class FineTuner(Component[TunerConfigT]):
     family = "fine_tuner"
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
 
-    def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
+    def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # noqa: ARG002  # for overriders
         """Refuse (problems) or explain (decisions) before anything is loaded; imports nothing heavy."""
         return ()
 
@@ -159,7 +159,7 @@ class HardwareProfile(Component[ConfigT]):
     def probe(self) -> Probe:
         """Look for the device without importing torch; cheap."""
 
-    def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:
+    def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:  # noqa: ARG002  # for overriders
         """Weak defaults for this device, each with its reason."""
         return ()
 

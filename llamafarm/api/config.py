@@ -19,12 +19,14 @@ class Config(BaseModel):
     Attributes:
         aliases: Other spellings accepted at the edge → the field's name, or a dotted path below this block.
         shorthand: The field that a bare scalar stands for: `base_model: NAME` means `{huggingface_id: NAME}`.
+        exclusive: Fields of which at most one is set; a stronger layer's choice removes a weaker one's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
 
     aliases: ClassVar[Mapping[str, str]] = MappingProxyType({})
     shorthand: ClassVar[str] = ""
+    exclusive: ClassVar[tuple[str, ...]] = ()
 
 
 class NoConfig(Config):
@@ -67,6 +69,7 @@ class BaseModelConfig(Config):
         }
     )
     shorthand = "huggingface_id"
+    exclusive = ("huggingface_id", "from_scratch")
 
     huggingface_id: str | None = Field(
         None, description="Hub id, folder of a Hugging Face model, or `builtin:NAME` for a model that ships with us."
@@ -115,6 +118,7 @@ class DatasetConfig(Config):
         }
     )
     shorthand = "path"
+    exclusive = ("path", "generate")
 
     path: str | None = Field(None, description="File with one JSON object a line.")
     eval_path: str | None = Field(None, description="Held-out rows; without it the data splitter decides.")
@@ -128,7 +132,7 @@ class DatasetConfig(Config):
 
 
 class TrainingConfig(Config):
-    """Hyper-parameters. `batch_size` is per device; one optimizer step sees batch_size x accumulation x devices rows."""
+    """Hyper-parameters. `batch_size` is per device; a step sees batch_size x accumulation x devices rows."""
 
     aliases = MappingProxyType(
         {

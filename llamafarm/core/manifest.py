@@ -1,0 +1,72 @@
+"""What ran: the facts that let somebody else run it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llamafarm import __version__
+from llamafarm.api.values import PreparedData
+from llamafarm.core.load import Loaded
+from llamafarm.core.plan import Planned
+from llamafarm.core.registry import Registry
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes", "numpy")
+
+
+def now() -> str:
+    """The time in ISO 8601 with its zone."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that matter, from metadata."""
+    found = {"llamafarm": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def manifest(run_id: str, loaded: Loaded, planned: Planned, data: PreparedData, registry: Registry) -> dict[str, Any]:
+    """The manifest of a run that starts."""
+    config = loaded.tuner_config
+    device = planned.plan.device
+    return {
+        "run_id": run_id,
+        "status": "running",
+        "strategy": loaded.strategy.name,
+        "strategy_sha256": _sha256(loaded.source.path) if loaded.source else None,
+        "fine_tuner": planned.tuner.name,
+        "methods": [method.name for method in planned.plan.methods],
+        "base_model": config.base_model.huggingface_id,
+        "base_revision": config.base_model.revision,
+        "dataset": config.dataset.path or (config.dataset.generate.name if config.dataset.generate else None),
+        "dataset_digest": data.digest,
+        "rows": dict(data.counts),
+        "seed": config.training.seed,
+        "device": {
+            "type": device.type,
+            "name": device.name,
+            "count": device.count,
+            "memory_bytes": device.memory_bytes,
+        },
+        "versions": versions(),
+        "plugins": {f"{plugin.distribution}:{plugin.name}": plugin.version for plugin in registry.plugins},
+        "decisions": [f"{item.subject}: {item.value} ({item.reason})" for item in planned.plan.decisions],
+        "started": now(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

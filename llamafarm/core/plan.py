@@ -1,0 +1,152 @@
+"""A loaded strategy → everything decided, or refused with reasons, before anything heavy is imported or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamafarm.api.components import DataSplitter, FineTuner, Method, RunPlan
+from llamafarm.api.config import FineTunerConfig
+from llamafarm.api.values import Decision, DeviceSpec
+from llamafarm.core.canonical import TUNER
+from llamafarm.core.layers import Origin, descend, dotted
+from llamafarm.core.load import Loaded
+from llamafarm.core.output import check_output_dir
+from llamafarm.core.registry import Registry
+from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError
+from llamafarm.models.locate import locate
+
+_ASKED = ("strategy", "fragment", "environment", "flag", "set")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan and the components that carry it out."""
+
+    plan: RunPlan
+    tuner: FineTuner[Any]
+    splitter: DataSplitter[Any] | None
+
+
+def make_plan(loaded: Loaded, registry: Registry) -> Planned:
+    """Build the components and check that they go together on this machine.
+
+    Raises:
+        LlamaFarmError: With all problems; its class is that of the first.
+    """
+    config = loaded.tuner_config
+    errors = list(_errors(loaded, config))
+    tuner, methods, splitter = _components(loaded, registry)
+    errors += [StrategyError([problem]) for problem in _stack_problems(tuner, methods, loaded)]
+    device = loaded.device or DeviceSpec(loaded.device_type, "absent")
+    plan = RunPlan(
+        name=loaded.strategy.name,
+        methods=methods,
+        device=device,
+        output_dir=Path(config.output_dir),
+        decisions=tuple(_decisions(loaded)),
+        given={dotted(path[len(TUNER) :]): str(origin) for path, origin in _asked(loaded)},
+    )
+    found = list(tuner.check(plan)) if loaded.device else []
+    problems = [item for item in found if isinstance(item, Problem)]
+    if problems:
+        errors.append(StrategyError(problems))
+    if errors:
+        raise type(errors[0])([problem for error in errors for problem in error.problems])
+    decisions = (*plan.decisions, *(item for item in found if isinstance(item, Decision)))
+    final = RunPlan(plan.name, methods, device, plan.output_dir, decisions, plan.given)
+    return Planned(final, tuner, splitter)
+
+
+def _errors(loaded: Loaded, config: FineTunerConfig) -> Iterator[LlamaFarmError]:
+    """What can be seen from the configuration alone."""
+    if loaded.device is None:
+        probe = loaded.probes[loaded.device_type]
+        hint = "use --set hardware=auto"
+        yield HardwareError.of("LF-HARDWARE-001", f"no {loaded.device_type} device: {probe.reason}", hint=hint)
+    if config.dataset.path is None and config.dataset.generate is None:
+        yield StrategyError.of("LF-STRATEGY-030", "no dataset is given", hint="add --dataset FILE, or dataset.path")
+    if config.base_model.huggingface_id is None and config.base_model.from_scratch is None:
+        hint = "add --model NAME, or base_model.huggingface_id"
+        yield StrategyError.of("LF-STRATEGY-031", "no base model is given", hint=hint)
+    if config.base_model.huggingface_id is not None:
+        try:
+            locate(config.base_model.huggingface_id)
+        except LlamaFarmError as error:
+            yield _at(error, loaded.origins.get((*TUNER, "base_model", "huggingface_id")))
+    try:
+        check_output_dir(Path(config.output_dir), overwrite=config.overwrite_output_dir)
+    except LlamaFarmError as error:
+        yield error
+
+
+def _at(error: LlamaFarmError, origin: Origin | None) -> LlamaFarmError:
+    """The same error with the place of the value that caused it."""
+    where = origin.place if origin else ""
+    return type(error)(Problem(item.id, item.message, item.where or where, item.hint) for item in error.problems)
+
+
+def _components(
+    loaded: Loaded, registry: Registry
+) -> tuple[FineTuner[Any], tuple[Method[Any], ...], DataSplitter[Any] | None]:
+    components = loaded.strategy.components
+    tuner = registry.require("fine_tuner", components.fine_tuner.type)(components.fine_tuner.config)
+    assert isinstance(tuner, FineTuner)
+    methods = []
+    for node in loaded.tuner_config.method:
+        method = registry.require("method", node.type)(node)
+        assert isinstance(method, Method)
+        methods.append(method)
+    splitter: DataSplitter[Any] | None = None
+    if components.data_splitter is not None:
+        chosen = registry.require("data_splitter", components.data_splitter.type)(components.data_splitter.config)
+        assert isinstance(chosen, DataSplitter)
+        splitter = chosen
+    return tuner, tuple(methods), splitter
+
+
+def _stack_problems(tuner: FineTuner[Any], methods: tuple[Method[Any], ...], loaded: Loaded) -> Iterator[Problem]:
+    """One method brings the trainable parameters; others may stack on it; the tuner must know each kind."""
+    origin = loaded.origins.get((*TUNER, "method"))
+    where = origin.place if origin else ""
+    bringing = [method.name for method in methods if not method.stacks]
+    if len(bringing) > 1:
+        names = " and ".join(map(repr, bringing))
+        message = f"{names} do not stack: each brings its own trainable parameters"
+        yield Problem("LF-STRATEGY-032", message, where, "keep one of them")
+    if not bringing:
+        names = ", ".join(repr(method.name) for method in methods)
+        yield Problem(
+            "LF-STRATEGY-033", f"{names} trains nothing by itself", where, "stack it on a method such as lora"
+        )
+    for method in methods:
+        kind = method.adapter().kind
+        if kind not in tuner.adapter_kinds:
+            known = ", ".join(sorted(tuner.adapter_kinds))
+            message = f"fine-tuner {tuner.name!r} cannot run method {method.name!r} (kind {kind!r})"
+            yield Problem("LF-STRATEGY-034", message, where, f"it runs: {known}")
+
+
+def _asked(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], Origin]]:
+    """Values under the fine-tuner's config that the user wrote: not suggested, not a preset's, not a device block's."""
+    for path, origin in loaded.origins.items():
+        asked = origin.kind in _ASKED and not origin.preset
+        if asked and path[: len(TUNER)] == TUNER and not isinstance(descend(loaded.values, path), dict):
+            yield path, origin
+
+
+def _decisions(loaded: Loaded) -> Iterator[Decision]:
+    probe = loaded.probes.get(loaded.device_type)
+    if loaded.device is not None and probe is not None:
+        yield Decision("device", f"{loaded.device.type} ({loaded.device.name})", probe.reason)
+        passed_over = {name: other.reason for name, other in loaded.probes.items() if other.device is None}
+        for name, reason in passed_over.items():
+            yield Decision("device", f"not {name}", reason)
+    for path, origin in loaded.origins.items():
+        if origin.kind in ("hardware", "device", "method") and path[: len(TUNER)] == TUNER:
+            value = descend(loaded.values, path)
+            if not isinstance(value, dict):
+                reason = origin.reason or f"from {origin.place}"
+                yield Decision(dotted(path[len(TUNER) :]), str(value), reason)

@@ -1,0 +1,130 @@
+"""The shape of a strategy, and the full model built from what is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, create_model
+
+from llamafarm.api.config import Config, FineTunerConfig
+from llamafarm.core.registry import Registry
+
+COMPONENT_KEYS = ("fine_tuner", "data_splitter", "hardware")
+
+DEVICE_KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        "torch_dtype": "base_model.torch_dtype",
+        "attn_implementation": "base_model.attn_implementation",
+        "load_in_4bit": "base_model.load_in_4bit",
+        "load_in_8bit": "base_model.load_in_8bit",
+    }
+)
+"""Keys of an `optimization.<device>` block that do not belong to `training`."""
+
+
+class Node(Config):
+    """A selected component: its `type` and its `config`."""
+
+    type: str
+    config: Any = None
+
+
+class Components(Config):
+    """The components of a run."""
+
+    fine_tuner: Node
+    data_splitter: Node | None = None
+    hardware: Node
+
+
+class Strategy(Config):
+    """A complete, validated run description."""
+
+    name: str = Field("strategy", description="What you get, in kebab-case; names the run.")
+    description: str = Field("", description="What it is for, in a sentence.")
+    version: int | str = Field(1, description="Version of the strategy format.")
+    defaults: dict[str, str] = Field(default_factory=dict, description="Fragments of configs/: key → name.")
+    plugins: tuple[str, ...] = Field((), description="Plugins that must be installed, as requirements: `name>=1.2`.")
+    components: Components = Field(description="Fine-tuner, data splitter and hardware profile.")
+    optimization: dict[str, Any] = Field(default_factory=dict, description="Overrides per device: cuda, mps, cpu …")
+    use_cases: tuple[str, ...] = Field((), description="What it suits; shown by `strategies list`.")
+    notes: str = Field("", description="Anything a user should know.")
+
+
+def strategy_model(registry: Registry) -> type[Strategy]:
+    """The strategy model with a discriminated union per component family, from the installed components."""
+    tuners = _nodes(registry, "fine_tuner", method=_method_union(registry))
+    splitters = _nodes(registry, "data_splitter")
+    auto = create_model("AutoNode", __base__=Node, type=(_only("auto"), ...), config=(type(None), None))
+    hardware: list[type[Config]] = [auto, *_nodes(registry, "hardware")]
+    components = create_model(
+        "InstalledComponents",
+        __base__=Components,
+        fine_tuner=(_union(tuners), Field(description="The back end that trains.")),
+        data_splitter=(_union(splitters) | None, Field(None, description="Which rows are held out.")),
+        hardware=(
+            _union(hardware),
+            Field(default_factory=lambda: auto(type="auto"), description="The device; `auto` takes the best."),
+        ),
+    )
+    model = create_model(
+        "InstalledStrategy", __base__=Strategy, components=(components, Strategy.model_fields["components"])
+    )
+    model.__doc__ = Strategy.__doc__
+    return model
+
+
+def _only(name: str) -> Any:
+    """The type whose single value is `name`."""
+    return Literal[name]
+
+
+def _union(members: Sequence[type[Config]]) -> Any:
+    """A discriminated union; a single member stands for itself."""
+    if not members:
+        return Node
+    if len(members) == 1:
+        return members[0]
+    return Annotated[reduce(or_, cast("Sequence[Any]", members)), Field(discriminator="type")]
+
+
+def _method_union(registry: Registry) -> Any:
+    members = [
+        create_model(
+            f"{registered.component.Config.__name__}Node",
+            __base__=registered.component.Config,
+            __doc__=registered.component.Config.__doc__,
+            type=(_only(name), Field(description="Selects the method.")),
+        )
+        for name, registered in sorted(registry.family("method").items())
+    ]
+    return _union(members)
+
+
+def _nodes(registry: Registry, family: str, method: Any = None) -> list[type[Config]]:
+    """A `{type, config}` model per component of a family."""
+    nodes: list[type[Config]] = []
+    for name, registered in sorted(registry.family(family).items()):
+        config = registered.component.Config
+        if method is not None and issubclass(config, FineTunerConfig):
+            config = create_model(
+                config.__name__,
+                __base__=config,
+                __doc__=config.__doc__,
+                method=(tuple[method, ...], FineTunerConfig.model_fields["method"]),
+            )
+        optional = not any(field.is_required() for field in config.model_fields.values())
+        nodes.append(
+            create_model(
+                f"{registered.component.__name__}Node",
+                __base__=Node,
+                __doc__=(registered.component.__doc__ or "").split("\n\n")[0] or None,
+                type=(_only(name), Field(description="Selects the component.")),
+                config=(config, Field(default_factory=config) if optional else ...),
+            )
+        )
+    return nodes
