@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, SecretStr
+from pydantic_core import CoreSchema
 
 
 class Config(BaseModel):
@@ -27,6 +28,22 @@ class Config(BaseModel):
     aliases: ClassVar[Mapping[str, str]] = MappingProxyType({})
     shorthand: ClassVar[str] = ""
     exclusive: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The class's schema with its aliases as deprecated keys, and its shorthand as a plain text."""
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        properties = schema.setdefault("properties", {})
+        for alias, target in cls.aliases.items():
+            field = properties.get(target, {})
+            kept = {key: value for key, value in field.items() if key not in ("title", "default", "description")}
+            properties[alias] = {**kept, "description": f"Other spelling of `{target}`.", "deprecated": True}
+        if cls.shorthand and "anyOf" not in schema:
+            whole = dict(schema)
+            schema.clear()
+            schema["anyOf"] = [{"type": "string", "description": f"Means `{cls.shorthand}`."}, whole]
+        return reference
 
 
 class NoConfig(Config):

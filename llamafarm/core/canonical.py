@@ -132,8 +132,7 @@ class _Canonicalizer:
     def component_config(self, family: str, type_: Any, value: Any, path: Path) -> None:
         target: Path = ("components", family, "config")
         registered = self.registry.family(family).get(str(type_))
-        if registered is None:  # an unknown type is reported at validation, where the merged type is known
-            self.copy(path, target, value)
+        if registered is None:  # reported at validation, where the merged type is known; its options cannot be read
             return
         self.block(registered.component.Config, value, path, target)
 

@@ -74,13 +74,15 @@ class _Loading:
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     probes: dict[str, Probe] = field(default_factory=dict)
+    stacked: int = 1
 
     def load(self, request: Request) -> Loaded:
         source = find_strategy(request.strategy, self.registry) if request.strategy is not None else None
         written = self.read(source) if source else Layer()
         layers = [*self.fragments(written), written]
-        merged = merge(self.canonical(layers))
         stack = self.canonical(layers)
+        merged = merge(stack)
+        self.stacked = len(descend(merged.values, (*TUNER, "method")) or [{}])
         for layer in (self.environment(), self.flags(request.flags), *self.sets(request.sets, merged)):
             stack.append(self.canonicalize(layer, merge(stack)))
         device_type = self.device_type(merge(stack))
@@ -228,7 +230,9 @@ class _Loading:
         for part in rest[:-1]:
             node = node.setdefault(str(part), {})
         node[str(rest[-1])] = value
-        layer.put((*TUNER[1:], "method"), [{} for _ in range(index)] + [item], origin)
+        stack: list[dict[str, Any]] = [{} for _ in range(max(self.stacked, index + 1))]
+        stack[index] = item
+        layer.put((*TUNER[1:], "method"), stack, origin)
 
     def tuner_fields(self) -> set[str]:
         """Keys of any installed fine-tuner's own configuration."""

@@ -111,10 +111,12 @@ def _exclusive(merged: Layer) -> list[Problem]:
 
 
 def _once(problems: list[Problem]) -> list[Problem]:
-    """Without repeats: a wrong value of a device block shows where it stands and where it is used."""
+    """Without repeats: one wrong value may show in a device block and where it is used, or as a refused tag too."""
     first: dict[tuple[str, str], Problem] = {}
     for problem in problems:
-        first.setdefault((problem.id, problem.where or problem.message), problem)
+        wrong_value = problem.id in ("LF-STRATEGY-024", "LF-STRATEGY-028")
+        if not (wrong_value and problem.where and problem.where in {place for _, place in first}):
+            first.setdefault((problem.id, problem.where or problem.message), problem)
     return list(first.values())
 
 

@@ -127,6 +127,7 @@ class _Reader:
         self.nodes = 0
 
     def read(self, root: MappingNode) -> Reading:
+        self.reading.origins[()] = Origin(self.kind, f"{self.name}:1:1", preset=self.preset)
         self.reading.values = self.mapping(root, ())
         return self.reading
 
