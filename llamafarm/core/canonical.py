@@ -109,7 +109,9 @@ class _Canonicalizer:
                 self.unknown((*path, key), set(COMPONENT_KEYS))
 
     def component(self, family: str, value: Any, path: Path) -> None:
-        """`fine_tuner`, `data_splitter` or `hardware`: {type, config}, or the type alone."""
+        """`fine_tuner`, `data_splitter` or `hardware`: {type, config}, or the type alone; null means not given."""
+        if value is None:
+            return
         target: Path = ("components", family)
         node = {"type": value} if isinstance(value, str) else value
         if not isinstance(node, dict):

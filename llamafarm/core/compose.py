@@ -34,7 +34,7 @@ def merge(layers: Iterable[Layer]) -> Layer:
         merged = OmegaConf.merge(_shield(result.values), _shield(values))
         result.values = _unshield(OmegaConf.to_container(merged, resolve=False))
         for path, value in walk(layer.values):
-            if not isinstance(value, dict):
+            if not isinstance(value, dict) and path in layer.origins:
                 _forget(result, path, keep=isinstance(value, list) and path == _METHOD)
             if path in layer.origins and not (isinstance(value, dict) and path in result.origins):
                 result.origins[path] = layer.origins[path]

@@ -38,9 +38,14 @@ class Resolved:
 def explain(loaded: Loaded) -> list[Resolved]:
     """All leaves of the validated strategy, in the order of the model."""
     return [
-        Resolved(path, _plain(value, loaded.origins.get(path)), loaded.origins.get(path, DEFAULT))
+        Resolved(_as_written(path), _plain(value, loaded.origins.get(path)), loaded.origins.get(path, DEFAULT))
         for path, value in _leaves(loaded.strategy, ())
     ]
+
+
+def _as_written(path: Path) -> Path:
+    """Device blocks are flat in a strategy: `optimization.cuda.bf16`."""
+    return (*path[:2], path[-1]) if path[0] == "optimization" and len(path) > 3 else path
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:

@@ -233,8 +233,8 @@ def test_equal_aliases_are_said_and_optim_wins_over_a_default_optimizer(registry
 
 
 def test_environment_variables(registry, write, monkeypatch):
-    text = "name: ${RUN:-night}-${oc.env:WHO,nobody}-$${X}\nfine_tuner: {config: {base_model: {token: '${MY_TOKEN}'}, training: {seed: '${SEED}'}}}"
-    name = write(text)
+    config = "{base_model: {token: '${MY_TOKEN}'}, training: {seed: '${SEED}'}}"
+    name = write(f"name: ${{RUN:-night}}-${{oc.env:WHO,nobody}}-$${{X}}\nfine_tuner: {{config: {config}}}")
     monkeypatch.setenv("SEED", "7")
     loaded = load(Request(name), registry)
     assert loaded.strategy.name == "night-nobody-${X}"
