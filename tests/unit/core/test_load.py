@@ -86,7 +86,7 @@ def test_every_value_knows_its_place(registry, write):
     assert origins["method.0.alpha"] == "s.yaml:7:53"
     assert origins["method.0.type"] == "s.yaml:7:20"
     assert origins["training.num_epochs"] == "--epochs"
-    assert origins["training.batch_size"] == "s.yaml:10:53"
+    assert origins["training.batch_size"] == "s.yaml:10:54"
 
 
 def test_swap_drops_the_old_options_and_comes_before_leaves(registry, write):
