@@ -161,6 +161,28 @@ class QualityError(LlamaFarmError):
     exit_code = ExitCode.QUALITY
 
 
+_CLASSES: dict[str, type[LlamaFarmError]] = {
+    "USAGE": UsageError,
+    "STRATEGY": StrategyError,
+    "DATA": DataError,
+    "MODEL": ModelError,
+    "PLUGIN": PluginError,
+    "NUMERIC": NumericError,
+    "DISK": DiskError,
+    "HARDWARE": HardwareError,
+    "RUN": RunDirectoryError,
+    "SECURITY": SecurityError,
+    "NETWORK": NetworkError,
+    "QUALITY": QualityError,
+}
+
+
+def error_for(problems: Iterable[Problem]) -> LlamaFarmError:
+    """The error that carries these problems; the area in the first one's id (`LF-DATA-003`) decides its class."""
+    found = tuple(problems)
+    return _CLASSES[found[0].id.split("-")[1]](found)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`did you mean 'x'?` for the valid name closest to `name`, or an empty string."""
     folded = {candidate.casefold().replace("-", "_"): candidate for candidate in valid}

@@ -15,7 +15,7 @@ from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
 from llamafarm.core.registry import Registry
-from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError
+from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError, error_for
 from llamafarm.models.locate import locate
 
 _ASKED = ("strategy", "fragment", "environment", "flag", "set")
@@ -52,7 +52,7 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
     found = list(tuner.check(plan)) if loaded.device else []
     problems = [item for item in found if isinstance(item, Problem)]
     if problems:
-        errors.append(StrategyError(problems))
+        errors.append(error_for(problems))
     if errors:
         raise type(errors[0])([problem for error in errors for problem in error.problems])
     decisions = (*plan.decisions, *(item for item in found if isinstance(item, Decision)))
