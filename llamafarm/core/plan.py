@@ -18,6 +18,9 @@ from llamafarm.core.registry import Registry
 from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError, error_for
 from llamafarm.models.locate import locate
 
+DEFAULT_SPLITTER = "hash"
+"""What holds rows out when evaluation is asked for and nothing else says which rows."""
+
 _ASKED = ("strategy", "fragment", "environment", "flag", "set")
 
 
@@ -99,12 +102,27 @@ def _components(
         method = registry.require("method", node.type)(node)
         assert isinstance(method, Method)
         methods.append(method)
-    splitter: DataSplitter[Any] | None = None
-    if components.data_splitter is not None:
-        chosen = registry.require("data_splitter", components.data_splitter.type)(components.data_splitter.config)
-        assert isinstance(chosen, DataSplitter)
-        splitter = chosen
-    return tuner, tuple(methods), splitter
+    return tuner, tuple(methods), _splitter(loaded, registry)
+
+
+def _splits_by_itself(loaded: Loaded) -> bool:
+    """Evaluation was asked for, and nothing says what is held out."""
+    config = loaded.tuner_config
+    asked = config.training.eval_strategy in ("steps", "epoch") or config.evaluation.exact_match
+    return asked and loaded.strategy.components.data_splitter is None and config.dataset.eval_path is None
+
+
+def _splitter(loaded: Loaded, registry: Registry) -> DataSplitter[Any] | None:
+    node = loaded.strategy.components.data_splitter
+    if node is not None:
+        chosen = registry.require("data_splitter", node.type)(node.config)
+    elif _splits_by_itself(loaded):
+        default = registry.require("data_splitter", DEFAULT_SPLITTER)
+        chosen = default(default.Config())
+    else:
+        return None
+    assert isinstance(chosen, DataSplitter)
+    return chosen
 
 
 def _stack_problems(tuner: FineTuner[Any], methods: tuple[Method[Any], ...], loaded: Loaded) -> Iterator[Problem]:
@@ -144,6 +162,8 @@ def _decisions(loaded: Loaded) -> Iterator[Decision]:
         passed_over = {name: other.reason for name, other in loaded.probes.items() if other.device is None}
         for name, reason in passed_over.items():
             yield Decision("device", f"not {name}", reason)
+    if _splits_by_itself(loaded):
+        yield Decision("data_splitter", DEFAULT_SPLITTER, "evaluation is asked for, and no held-out rows are named")
     for path, origin in loaded.origins.items():
         if origin.kind in ("hardware", "device", "method") and path[: len(TUNER)] == TUNER:
             value = descend(loaded.values, path)

@@ -46,12 +46,8 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
     for notice in loaded.notices:
         run.emit("notice", message=notice)
     run.emit("phase", name="loading data")
-    wants_evaluation = loaded.tuner_config.training.eval_strategy in ("steps", "epoch")
     data = prepare(
-        loaded.tuner_config.dataset,
-        planned.splitter,
-        evaluate=wants_evaluation,
-        notice=lambda message: run.emit("notice", message=message),
+        loaded.tuner_config.dataset, planned.splitter, notice=lambda message: run.emit("notice", message=message)
     )
     with run.opened(manifest(run.run_id, loaded, planned, data, registry)):
         registry.run_started(run)
