@@ -17,6 +17,7 @@ from llamafarm.api.config import (
     DatasetConfig,
     EvaluationConfig,
     FineTunerConfig,
+    GenerateDataConfig,
     NoConfig,
     TrainingConfig,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Example",
     "FineTuner",
     "FineTunerConfig",
+    "GenerateDataConfig",
     "HardwareProfile",
     "Message",
     "Method",

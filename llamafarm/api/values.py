@@ -93,11 +93,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training example in the one internal form: either `messages`, or raw `text`."""
+    """One training example in the one internal form: either `messages`, or raw `text`.
+
+    Attributes:
+        prompt: The text before the answer for a tokenizer without chat template; `None`: written from the messages.
+    """
 
     ref: RowRef
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,3 +1,17 @@
 """Registers the components of this package."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llamafarm.api import DataSplitter, hookimpl
+
+
+@hookimpl
+def llamafarm_data_splitters() -> Sequence[type[DataSplitter[Any]]]:
+    """The splitters of this package."""
+    from llamafarm_splitters.hashed import HashSplitter
+    from llamafarm_splitters.seeded import RandomSplitter
+
+    return [HashSplitter, RandomSplitter]

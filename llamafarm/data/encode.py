@@ -1,0 +1,135 @@
+"""From rendered text to token ids, with the positions that are learned, verified by decoding them again."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+from unicodedata import normalize
+
+from llamafarm.data.spans import Rendered, Span
+from llamafarm.data.strict import Fault
+from llamafarm.errors import ModelError
+
+Range = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Token ids, and the ranges of positions that are learned."""
+
+    ids: list[int]
+    learned: list[Range]
+
+
+class Encoder:
+    """Encodes with one tokenizer.
+
+    Raises:
+        ModelError: If the tokenizer has no end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            hint = "set eos_token in its tokenizer_config.json: without it no model learns to stop"
+            raise ModelError.of("LF-TEMPLATE-004", "the tokenizer names no end-of-text token", hint=hint)
+        self._tokenizer = tokenizer
+        self._end: int = tokenizer.eos_token_id
+        self._begin = _first_tokens(tokenizer)
+        self._tolerant = self._decode(self._ids([" a"])[0]) != " a"
+
+    def encode(self, rows: Sequence[Rendered]) -> list[Encoded | Fault]:
+        """Encode rows; one whose answers do not come back from their tokens is a fault."""
+        texts = [row.text for row in rows]
+        if not self._tokenizer.is_fast:
+            return [self._by_pieces(row) for row in rows]
+        batch = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return [
+            self._by_offsets(row, ids, offsets)
+            for row, ids, offsets in zip(rows, batch["input_ids"], batch["offset_mapping"], strict=True)
+        ]
+
+    def begins(self, ids: list[int]) -> int:
+        """1 if the ids begin with the tokenizer's BOS token, else 0."""
+        bos = self._tokenizer.bos_token_id
+        return int(bos is not None and ids[:1] == [bos])
+
+    def _by_offsets(self, row: Rendered, ids: list[int], offsets: Sequence[Range]) -> Encoded | Fault:
+        """Positions from the characters that each token stands for."""
+        ranges = [_positions(offsets, span) for span in row.spans]
+        for span, (start, end) in zip(row.spans, ranges, strict=True):
+            if not self._same(ids[start:end], row.text[span.start : span.end]):
+                return self._by_pieces(row)
+        return self._closed(row, ids, ranges)
+
+    def _by_pieces(self, row: Rendered) -> Encoded | Fault:
+        """Learned and other parts encoded apart, as generation does it: no token goes across a boundary."""
+        cuts = [0, *(position for span in row.spans for position in (span.start, span.end)), len(row.text)]
+        texts = [row.text[start:end] for start, end in pairwise(cuts)]
+        ids: list[int] = []
+        ranges: list[Range] = []
+        for number, (text, piece) in enumerate(zip(texts, self._ids(texts), strict=True)):
+            if number % 2:
+                if not self._same(piece, text):
+                    came_back = self._decode(piece)
+                    return Fault("LF-TEMPLATE-005", f"the tokenizer turns {text[:40]!r} into {came_back[:40]!r}")
+                ranges.append((len(ids), len(ids) + len(piece)))
+            ids += piece
+        return self._closed(row, ids, ranges)
+
+    def _closed(self, row: Rendered, ids: list[int], ranges: list[Range]) -> Encoded:
+        """Add what the tokenizer puts before a text, and the end-of-text token after the spans that want it."""
+        begin = self._begin if row.begin and ids[: len(self._begin)] != self._begin else []
+        out, learned, copied = [*begin], [], 0
+        for span, (start, end) in zip(row.spans, ranges, strict=True):
+            out += ids[copied:end]
+            first = len(out) - (end - start)
+            if span.close:
+                out.append(self._end)
+            learned.append((first, len(out)))
+            copied = end
+        return Encoded(out + ids[copied:], learned)
+
+    def _same(self, ids: list[int], text: str) -> bool:
+        decoded = self._decode(ids)
+        if decoded == text:
+            return True
+        pair = [normalize("NFC", decoded), normalize("NFC", text)]
+        if self._tolerant:  # some decoders leave out the first space
+            pair = [side.strip(" ") for side in pair]
+        return pair[0] == pair[1]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        batch: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return batch
+
+
+def _first_tokens(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: BOS for some, nothing for others."""
+    whole: list[int] = tokenizer("a")["input_ids"]
+    alone: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    at = next(at for at in range(len(whole)) if whole[at : at + len(alone)] == alone)
+    return whole[:at]
+
+
+def _positions(offsets: Sequence[Range], span: Span) -> Range:
+    """The tokens that end inside the span.
+
+    Some tokenizers leave blanks out of offsets, so that a blank token is empty and stands at its end: only ends can be
+    trusted.
+    """
+    ends: Callable[[Range], int] = lambda offset: offset[1]  # noqa: E731
+    return bisect_right(offsets, span.start, key=ends), bisect_right(offsets, span.end, key=ends)

@@ -1,0 +1,120 @@
+"""From a dataset's configuration to examples: read, checked, split, and counted to the last row."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llamafarm.api import DatasetConfig, DataSplitter, PreparedData, Row
+from llamafarm.data.digests import data_digest
+from llamafarm.data.load import Loaded, Notice, Rows, file_rows, generated_rows, load
+from llamafarm.data.problems import ProblemLog
+from llamafarm.data.siblings import find_split
+from llamafarm.data.split import assign
+from llamafarm.errors import DataError
+
+
+def prepare(dataset: DatasetConfig, splitter: DataSplitter[Any] | None, *, notice: Notice) -> PreparedData:
+    """Read the rows, check them all, and put each on one side.
+
+    Held out are the rows of `eval_path`; else those of an earlier split's file beside the dataset (said through
+    `notice`); else what the splitter chooses; without a splitter, none. Training keeps its copies of a row. A row to
+    train on that is also held out by a file is dropped and counted.
+
+    Args:
+        dataset: Where the rows are and what they look like.
+        splitter: Decides which rows are held out when no file says so.
+        notice: Takes one sentence about anything decided here.
+
+    Returns:
+        Both sides, and the ledger: `read` = `trained` + `held_out` + every `dropped_…`; `copies` counts rows whose
+        content stands before them.
+
+    Raises:
+        DataError: For every row that cannot be used, at once; or if a side would be empty.
+        DiskError: If a file cannot be read.
+        PluginError: If the splitter breaks its contract.
+    """
+    dataset = _beside(dataset, notice)
+    log, whole = ProblemLog(), Loaded()
+    name, source = _source(dataset, log, notice)
+    rows = load(name, source, dataset, whole, log=log, notice=notice)
+    if dataset.eval_path is not None:
+        _exhaust(rows)
+        held_out = Loaded()
+        _exhaust(load(dataset.eval_path, file_rows(dataset.eval_path, log), dataset, held_out, log=log, notice=notice))
+        log.check()
+        return _by_file(whole, held_out, dataset.eval_path, notice)
+    rows = _checked(rows, log)
+    if splitter is None:
+        _exhaust(rows)
+        sides = [False] * len(whole.examples)
+    else:
+        sides = assign(rows, splitter, key=lambda row: whole.contents[row.index])
+    return _result(_side(whole, sides, held_out=False), _side(whole, sides, held_out=True), {})
+
+
+def _beside(dataset: DatasetConfig, notice: Notice) -> DatasetConfig:
+    """Use the two files of an earlier split, where there are any."""
+    if dataset.path is None or dataset.eval_path is not None:
+        return dataset
+    split = find_split(Path(dataset.path))
+    if split is None:
+        return dataset
+    train, held_out = map(str, split)
+    notice(f"{dataset.path} was split before: training on {train}, holding out {held_out} (dataset.eval_path decides)")
+    return dataset.model_copy(update={"path": train, "eval_path": held_out})
+
+
+def _source(dataset: DatasetConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:
+    if dataset.path is not None:
+        if dataset.generate is not None:
+            notice(f"dataset.generate is not used: dataset.path names {dataset.path}")
+        return dataset.path, file_rows(dataset.path, log, dataset.max_samples)
+    if dataset.generate is None:
+        hint = "name a file by dataset.path (--dataset), or what to generate by dataset.generate"
+        raise DataError.of("LF-DATA-024", "no dataset given", hint=hint)
+    return dataset.generate.name, generated_rows(dataset.generate, dataset.max_samples)
+
+
+def _by_file(whole: Loaded, held_out: Loaded, eval_path: str, notice: Notice) -> PreparedData:
+    known = frozenset(held_out.contents)
+    also_there = [content in known for content in whole.contents]
+    train = _side(whole, also_there, held_out=False)
+    dropped = sum(also_there)
+    if dropped:
+        notice(f"{dropped} of {len(also_there)} rows to train on also stand in {eval_path}: not trained on")
+    if not train.examples:
+        message = f"all {dropped} rows to train on also stand in {eval_path}"
+        raise DataError.of("LF-DATA-021", message, hint="hold out other rows than those trained on")
+    return _result(train, held_out, {"dropped_also_held_out": dropped})
+
+
+def _checked(rows: Iterable[Row], log: ProblemLog) -> Iterator[Row]:
+    yield from rows
+    log.check()
+
+
+def _exhaust(rows: Iterable[Row]) -> None:
+    deque(rows, maxlen=0)
+
+
+def _side(whole: Loaded, sides: list[bool], *, held_out: bool) -> Loaded:
+    chosen = [index for index, side in enumerate(sides) if side is held_out]
+    return Loaded([whole.examples[index] for index in chosen], [whole.contents[index] for index in chosen])
+
+
+def _result(train: Loaded, held_out: Loaded, dropped: dict[str, int]) -> PreparedData:
+    trained, held = len(train.examples), len(held_out.examples)
+    distinct = len(set(train.contents)) + len(set(held_out.contents))
+    counts = {
+        "read": trained + held + sum(dropped.values()),
+        "trained": trained,
+        "held_out": held,
+        **dropped,
+        "copies": trained + held - distinct,
+    }
+    digest = data_digest({"train": train.contents, "eval": held_out.contents})
+    return PreparedData(tuple(train.examples), tuple(held_out.examples), counts, digest)
