@@ -71,6 +71,17 @@ def collate(rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> B
     return Batch(ids, mask, targets, kept, int(mask.sum()), int(learned.sum()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+
+
+def masked(row: TokenRow) -> TokenRow:
+    """The row with nothing to learn."""
+    return _Masked(row.input_ids, [IGNORED] * len(row.input_ids))
+
+
 def epoch_order(lengths: Sequence[int], seed: int, epoch: int, batch: int, *, by_length: bool) -> list[int]:
     """Indices of all rows in the order of an epoch: shuffled by seed and epoch.
 

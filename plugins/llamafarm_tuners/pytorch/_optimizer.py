@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -40,7 +39,3 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
         return optimizer
     return torch.optim.AdamW(groups, fused=training.optim == "adamw_torch_fused", **adam)
 
-
-def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those that are trained."""
-    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llamafarm.api import TrainingConfig
+from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.meters import clock
+from llamafarm_tuners.pytorch.schedule import Sizes
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -22,6 +26,27 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def trainer_state(
+    step: int, sizes: Sizes, training: TrainingConfig, best: BestSoFar, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The content of `trainer_state.json` at a step, in the format that other tools plot."""
+    return {
+        "best_global_step": best.step,
+        "best_metric": best.value,
+        "best_model_checkpoint": "checkpoint-best" if best.step is not None else None,
+        "epoch": sizes.epoch(step),
+        "eval_steps": training.eval_steps,
+        "global_step": step,
+        "is_world_process_zero": True,
+        "log_history": list(history),
+        "logging_steps": training.logging_steps,
+        "max_steps": sizes.steps,
+        "num_train_epochs": math.ceil(sizes.steps / sizes.steps_per_epoch),
+        "save_steps": training.save_steps,
+        "train_batch_size": training.batch_size,
+    }
+
+
 class Journal:
     """Appends to `trainer_log.jsonl`, and keeps the history for `trainer_state.json`.
 
@@ -29,11 +54,13 @@ class Journal:
         history: Entries of `log_history`.
     """
 
-    def __init__(self, folder: Path, total_steps: int) -> None:
+    def __init__(self, folder: Path | None, total_steps: int) -> None:
+        """Start the file anew; without a folder (on all processes but one) only the history is kept."""
         self.history: list[dict[str, Any]] = []
         self._total_steps = total_steps
-        self._path = folder / "trainer_log.jsonl"
-        self._path.write_text("", encoding="utf-8")
+        self._path = folder / "trainer_log.jsonl" if folder else None
+        if self._path:
+            self._path.write_text("", encoding="utf-8")
 
     def log(self, step: int, epoch: float, elapsed: float, remaining: float, **values: float | None) -> None:
         """Append a line (`loss`, `eval_loss`, `lr` …; None is left out) that a reader sees at once."""
@@ -58,6 +85,8 @@ class Journal:
         self.history.append(entry)
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        if not self._path:
+            return
         text = json.dumps({key: value for key, value in line.items() if value is not None}, allow_nan=False)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")

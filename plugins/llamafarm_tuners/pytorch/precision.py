@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Literal
 
-from llamafarm.api import BaseModelConfig, DeviceSpec, RunPlan, TrainingConfig
+from llamafarm.api import BaseModelConfig, DeviceSpec, FineTunerConfig, RunPlan, TrainingConfig
 
 Autocast = Literal["no", "bf16", "fp16"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -41,3 +42,18 @@ def quantization(options: Mapping[str, Any], base: BaseModelConfig, device: Devi
         best = "float32" if device.type == "cpu" else "bfloat16"
         settled["bnb_4bit_compute_dtype"] = best if asked == "auto" or (device.type, asked) == ("cpu", "float16") else asked
     return settled
+
+
+def attention(config: FineTunerConfig, plan: RunPlan) -> str | None:
+    """The attention kernel to ask for; None leaves it to what the architecture supports."""
+    asked = config.base_model.attn_implementation
+    if config.training.use_flash_attention and asked == "auto":
+        asked = "flash_attention_2"
+    if asked == "auto" or (asked == "flash_attention_2" and not flash_attention_runs(plan.device)):
+        return None
+    return asked
+
+
+def flash_attention_runs(device: DeviceSpec) -> bool:
+    """Whether flash_attention_2 can run here."""
+    return device.type == "cuda" and find_spec("flash_attn") is not None
