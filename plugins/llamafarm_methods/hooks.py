@@ -1,3 +1,17 @@
 """Registers the components of this package."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llamafarm.api import Method, hookimpl
+from llamafarm_methods.full import Full
+from llamafarm_methods.lora import Lora
+from llamafarm_methods.qlora import Qlora
+
+
+@hookimpl
+def llamafarm_methods() -> Sequence[type[Method[Any]]]:
+    """The methods of this package."""
+    return [Lora, Qlora, Full]

@@ -1,0 +1,154 @@
+"""Answer prompts with a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import TextStreamer
+
+from llamafarm.errors import ModelError
+
+Chat = Sequence[dict[str, str]]
+"""Messages as `{"role": …, "content": …}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. A temperature of 0 takes the likeliest one.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        temperature: Above 0 draws at random; higher is more varied.
+        top_p: Draw from the likeliest tokens that together have this probability.
+        top_k: Draw from this many of the likeliest tokens; 0: from all.
+        seed: Same seed, same answers; None: torch's current state.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Chat],
+    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    *,
+    batch_size: int = 16,
+    stream: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Answer each prompt: raw text is continued, a chat gets the assistant's next turn.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: The model's.
+        prompts: Texts or chats, in any mixture.
+        sampling: How tokens are chosen.
+        batch_size: Prompts answered at a time.
+        stream: Called with each piece of text as it comes; needs a single prompt.
+
+    Returns:
+        What was generated after each prompt, special tokens removed.
+
+    Raises:
+        ModelError: If a chat is given and the tokenizer has no chat template, or it refuses the chat.
+    """
+    assert stream is None or len(prompts) == 1, "only one prompt can be streamed"
+    encoded = [_encode(prompt, tokenizer) for prompt in prompts]
+    config = _generation_config(sampling, _end_tokens(model, tokenizer, prompts), tokenizer)
+    streamer = _Stream(tokenizer, stream) if stream else None
+    # Prompts of similar length waste least; answers go back to their places.
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    answers = [""] * len(encoded)
+    with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None):
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = _pad_left([encoded[index] for index in chosen], config.pad_token_id, model.device)
+            output = model.generate(**batch, generation_config=config, streamer=streamer)
+            for index, ids in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                answers[index] = tokenizer.decode(ids, skip_special_tokens=True)
+    return answers
+
+
+def _encode(prompt: str | Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+        return ids or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    if not tokenizer.chat_template:
+        raise ModelError.of(
+            "LF-MODEL-030", "the tokenizer has no chat template", hint="give a raw prompt, or another base model"
+        )
+    try:
+        encoding = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)
+    except Exception as error:  # templates raise whatever they like
+        raise ModelError.of("LF-MODEL-031", f"the chat template refuses these messages: {error}") from error
+    return list(encoding["input_ids"])
+
+
+def _end_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]
+) -> list[int]:
+    """The model's own end tokens, the tokenizer's, and what its template puts after an answer."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(own if isinstance(own, list) else [own])
+    ends.add(tokenizer.eos_token_id)
+    if any(not isinstance(prompt, str) for prompt in prompts):
+        ends.add(_end_of_turn(tokenizer))
+    return sorted(token for token in ends if token is not None)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    answer = "answer"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # noqa: BLE001  # such a template has no turn to end
+        return None
+    after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((token for token in after if token in special), None)
+
+
+def _generation_config(sampling: Sampling, ends: list[int], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        choice = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad, use_cache=True, **choice
+    )
+
+
+def _pad_left(rows: Sequence[list[int]], pad: int, device: torch.device) -> BatchEncoding:
+    """Batch rows of unequal length so that all end together; the mask hides the padding and sets the positions."""
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return BatchEncoding({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}).to(device)
+
+
+class _Stream(TextStreamer):  # type: ignore[misc]  # transformers is not type-checked here
+    """Hands text to a function as soon as it is sure."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002  # transformers' signature
+        """Receive the next piece."""
+        if text:
+            self._write(text)

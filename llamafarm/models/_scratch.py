@@ -1,0 +1,75 @@
+"""Models that start from random weights, with a byte-level BPE tokenizer trained on the dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from llamafarm.api.config import ScratchConfig
+from llamafarm.errors import ModelError, nearest
+from llamafarm.models._load import ensure_pad
+
+
+def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer that can write any text; special tokens are never split or merged."""
+    special = list(dict.fromkeys([*config.special_tokens.values(), *config.extra_tokens]))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if bos := config.special_tokens.get("bos_token"):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=config.architecture.get("max_position_embeddings"),
+        extra_special_tokens=list(config.extra_tokens),
+        **config.special_tokens,
+    )
+    wrapped.chat_template = config.chat_template
+    ensure_pad(wrapped)
+    return wrapped
+
+
+def new_model(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Build a model with random weights (of torch's current seed) in float32 for `tokenizer`.
+
+    Raises:
+        ModelError: If the architecture is unknown, or does not take the options given.
+    """
+    options = dict(config.architecture)
+    model_type = str(options.pop("model_type", ""))
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError.of(
+            "LF-MODEL-004",
+            f"from_scratch.architecture.model_type is {model_type!r}, which transformers does not know",
+            hint=nearest(model_type, CONFIG_MAPPING) or "e.g. 'llama'",
+        )
+    unknown = sorted(set(options) - set(CONFIG_MAPPING[model_type]().to_dict()))
+    if unknown:
+        raise ModelError.of("LF-MODEL-012", f"{model_type} has no option {', '.join(map(repr, unknown))}")
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    try:
+        architecture = AutoConfig.for_model(model_type, **(options | tokens | {"vocab_size": len(tokenizer)}))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AssertionError) as error:
+        raise ModelError.of("LF-MODEL-012", f"cannot build a {model_type} model from these options: {error}") from error
+    return model

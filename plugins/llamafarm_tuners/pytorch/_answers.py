@@ -1,0 +1,52 @@
+"""Answer held-out conversations and compare whole answers with what they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from llamafarm.api import EvaluationConfig, Example
+from llamafarm.models._generate import Chat, Sampling, generate
+
+_SAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Conversations without their last answer, and that answer."""
+
+    prompts: list[Chat]
+    expected: list[str]
+
+
+def questions(examples: Sequence[Example], limit: int) -> Questions:
+    """Take up to `limit` conversations that end with the assistant."""
+    chosen = [item for item in examples if item.messages and item.messages[-1].role == "assistant"][:limit]
+    prompts = [[{"role": m.role, "content": m.content} for m in example.messages[:-1]] for example in chosen]
+    return Questions(list(prompts), [example.messages[-1].content for example in chosen])
+
+
+def exact_match(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Questions,
+    config: EvaluationConfig,
+    device: torch.device,
+) -> tuple[float, list[dict[str, Any]]]:
+    """Share of greedy answers equal to the expected ones (surrounding blanks aside), and a few samples."""
+    was_training = model.training
+    model.to(device).eval()
+    sampling = Sampling(max_new_tokens=config.max_new_tokens)
+    answers = generate(model, tokenizer, asked.prompts, sampling, batch_size=config.batch_size)
+    model.train(was_training)
+    right = [answer.strip() == wanted.strip() for answer, wanted in zip(answers, asked.expected, strict=True)]
+    samples = [
+        {"prompt": prompt[-1]["content"], "expected": wanted, "answer": answer}
+        for prompt, wanted, answer in list(zip(asked.prompts, asked.expected, answers, strict=True))[:_SAMPLES]
+    ]
+    return sum(right) / len(right), samples

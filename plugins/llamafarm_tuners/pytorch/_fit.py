@@ -1,0 +1,219 @@
+"""A fine-tuning from plan to result: load, measure the base, train, measure again, save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from llamafarm.api import Example, PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.data.tokens import TokenizedRow, tokenize
+from llamafarm.errors import StrategyError
+from llamafarm.models.locate import locate
+from llamafarm_tuners.pytorch._answers import exact_match, questions
+from llamafarm_tuners.pytorch._checkpoints import BEST
+from llamafarm_tuners.pytorch._model import count_parameters, model_for, seed_everything, tokenizer_for
+from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
+from llamafarm_tuners.pytorch._train import Course, Work, train
+from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.hub import upload
+from llamafarm_tuners.pytorch.journal import trainer_state, write_json
+from llamafarm_tuners.pytorch.precision import Autocast, autocast
+
+
+@dataclass(slots=True)
+class Fit:
+    """A run in progress.
+
+    Attributes:
+        config: The fine-tuner's configuration.
+        plan: What was decided.
+        data: What is learned and what is held out.
+        run: Receives events; silent on all processes but one.
+        accelerator: Device, precision and processes.
+        results: Figures for eval_results.json that come from answering questions.
+    """
+
+    config: PytorchConfig
+    plan: RunPlan
+    data: PreparedData
+    run: RunContext
+    accelerator: Accelerator
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
+    """Carry out a run.
+
+    Raises:
+        LlamaFarmError: For everything a user can mend.
+    """
+    mixed = autocast(config.training, plan)
+    accelerator = _accelerator(plan, mixed)
+    job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
+    work, parameters = _prepare(job, mixed)
+    job.run.emit("phase", name="training")
+    course = train(work, job.run)
+    _exact_match(job, "tuned", work.trained.model, work.trained)
+    metrics = _metrics(course, job.results)
+    if accelerator.is_main_process:
+        job.run.emit("phase", name="saving")
+        _save(job, work.trained, course, metrics)
+    accelerator.wait_for_everyone()
+    return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
+
+
+def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
+    """Load and tokenize everything, measure the base, and apply the methods."""
+    config, plan, run = job.config, job.plan, job.run
+    run.emit("phase", name="loading model")
+    seed_everything(config.training.seed)
+    tokenizer = tokenizer_for(config.base_model, job.data.train)
+    rows = _tokenized(job, tokenizer, job.data.train, "training")
+    held_out = _tokenized(job, tokenizer, job.data.eval, "held-out")
+    _require_held_out(config, held_out)
+    model: Any = model_for(config, plan, mixed, tokenizer, run)
+    base = config.base_model.huggingface_id or ""
+    trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
+    _exact_match(job, "base", model, trained)
+    seed_everything(config.training.seed)  # what was drawn so far must not depend on whether the base was measured
+    for method in plan.methods:
+        model = method.apply(model, run)
+    names = " + ".join(method.name for method in plan.methods)
+    counts = count_parameters(model)
+    run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
+    facts = {"method": names, "trained parameters": f"{counts[0]:,} of {counts[1]:,}", "training rows": len(rows)}
+    trained = replace(trained, model=model, facts=facts)
+    return Work(trained, rows, held_out, config.training, job.accelerator, plan.output_dir), counts
+
+
+def _tokenized(job: Fit, tokenizer: Any, examples: Sequence[Example], what: str) -> list[TokenizedRow]:
+    if not examples:
+        return []
+    config = job.config
+    tokenized = tokenize(
+        examples,
+        tokenizer,
+        stage=config.training.stage,
+        max_seq_length=config.training.max_seq_length,
+        train_on_inputs=config.dataset.train_on_inputs,
+    )
+    counts = {name: count for name, count in tokenized.counts.items() if count}
+    listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
+    job.run.emit("notice", message=f"{what} rows: {listed}")
+    return list(tokenized.rows)
+
+
+def _require_held_out(config: PytorchConfig, held_out: Sequence[TokenizedRow]) -> None:
+    training, evaluation = config.training, config.evaluation
+    wanted = {
+        "training.load_best_model_at_end": training.load_best_model_at_end,
+        "training.early_stopping": training.early_stopping,
+        "evaluation.exact_match": evaluation.exact_match,
+    }
+    needing = [name for name, on in wanted.items() if on]
+    if needing and not held_out:
+        raise StrategyError.of(
+            "LF-TRAIN-010",
+            f"{', '.join(needing)}: nothing is held out to evaluate on",
+            hint="add dataset.eval_path or a data_splitter",
+        )
+
+
+def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> None:
+    """Measure exact match of the `base` or the `tuned` model, if that is wanted."""
+    config = job.config.evaluation
+    wanted = config.exact_match and (which == "tuned" or config.baseline)
+    if not wanted or not job.accelerator.is_main_process:
+        return
+    asked = questions(job.data.eval, config.max_samples)
+    if not asked.prompts:
+        job.run.emit("warning", message="exact_match needs conversations; the held-out rows are raw text")
+        return
+    job.run.emit("phase", name="evaluating")
+    share, samples = exact_match(model, trained.tokenizer, asked, config, job.accelerator.device)
+    job.results["exact_match_base" if which == "base" else "exact_match"] = share
+    job.results["samples_base" if which == "base" else "samples"] = samples
+    job.run.emit("exact_match", model=which, exact_match=share, samples=len(asked.prompts))
+
+
+def _metrics(course: Course, results: dict[str, Any]) -> dict[str, float | int | str | None]:
+    total, seconds = course.report.total, course.report.elapsed
+    figures = {
+        "epoch": course.sizes.epoch(course.step),
+        "train_steps": course.step,
+        "train_loss": total.mean_loss,
+        "train_runtime": round(seconds, 3),
+        "train_tokens": int(total.tokens),
+        "train_tokens_per_second": round(total.tokens_per_second, 1),
+        "train_steps_per_second": round(course.step / seconds, 3),
+        "peak_memory_bytes": course.report.peak_memory(),
+    }
+    shares = {name: value for name, value in results.items() if name.startswith("exact_match")}
+    return {**figures, **course.metrics, **shares}
+
+
+def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -> None:
+    """Write the result and its figures into the run directory; the trainer's log gets its last line."""
+    folder = job.plan.output_dir
+    measured = {f"{name.replace('_', ' ')}": f"{value:.4g}" for name, value in metrics.items() if name in _ON_THE_CARD}
+    final = replace(trained, facts={**trained.facts, **measured})
+    with merged_into(folder) as temporary:
+        write_model(final, temporary)
+        train_results = {name: value for name, value in metrics.items() if not name.startswith(("eval_", "exact_"))}
+        write_json(temporary / "train_results.json", train_results)
+        if course.metrics or job.results:
+            evaluated = {"epoch": metrics["epoch"], **course.metrics, **job.results}
+            write_json(temporary / "eval_results.json", evaluated)
+        history = course.report.journal.history
+        state = trainer_state(course.step, course.sizes, job.config.training, course.best, history)
+        write_json(temporary / "trainer_state.json", state)
+        files = [path.name for path in temporary.iterdir()]
+    if course.best.step is None:
+        _best_is_last(folder, files)
+    course.report.finish(course.step)
+    if job.config.training.push_to_hub:
+        upload(folder, job.config.training)
+        job.run.emit("notice", message=f"uploaded to {job.config.training.hub_model_id}")
+
+
+_ON_THE_CARD = ("train_loss", "eval_loss", "eval_token_accuracy", "eval_perplexity", "exact_match_base", "exact_match")
+
+
+def _best_is_last(folder: Path, files: Sequence[str]) -> None:
+    """Without evaluation the best model known is the last one: `checkpoint-best` is a second name for its files."""
+    with replaced_folder(folder / BEST) as temporary:
+        link_files([folder / name for name in files if not name.endswith("_results.json")], temporary)
+
+
+def _accelerator(plan: RunPlan, mixed: Autocast) -> Accelerator:
+    # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
+    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """The run as processes other than the main one see it."""
+
+    run: RunContext
+
+    @property
+    def run_id(self) -> str:
+        return self.run.run_id
+
+    @property
+    def output_dir(self) -> Path:
+        return self.run.output_dir
+
+    @property
+    def seed(self) -> int:
+        return self.run.seed
+
+    def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the contract's word
+        """Say nothing: the main process does."""

@@ -1,0 +1,81 @@
+"""Tokenizer and model of a run, loaded or made, with the methods applied."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llamafarm.api import BaseModelConfig, Example, RunContext, RunPlan
+from llamafarm.errors import ModelError
+from llamafarm.models._load import load_model, load_tokenizer, require_room
+from llamafarm.models._scratch import new_model, train_tokenizer
+from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.precision import Autocast, attention, quantization, weights
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all generators that training draws from: weights, dropout, and what plugins may use."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        import numpy as np
+    except ImportError:
+        return
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries below still draw from the global one
+
+
+def tokenizer_for(base: BaseModelConfig, examples: Sequence[Example]) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, or one trained on the examples."""
+    if base.from_scratch is None:
+        return load_tokenizer(base)
+    return train_tokenizer(_texts(examples), base.from_scratch)
+
+
+def model_for(
+    config: PytorchConfig, plan: RunPlan, mixed: Autocast, tokenizer: PreTrainedTokenizerBase, run: RunContext
+) -> PreTrainedModel:
+    """The base model, in the precision that the run and its methods need."""
+    base = config.base_model
+    if base.from_scratch is not None:
+        return new_model(base.from_scratch, tokenizer)
+    specs = [method.adapter() for method in plan.methods]
+    changes_base = any(spec.changes_base for spec in specs)
+    asked = next((spec.quantization for spec in specs if spec.quantization), {})
+    dtype = getattr(torch, weights(base, mixed, plan.device, changes_base=changes_base))
+    arguments: dict[str, Any] = {"quantization": quantization(asked, base, plan.device), "device": _device(plan)}
+    kernel = attention(config, plan)
+    try:
+        model = load_model(base, dtype=dtype, attention=kernel, **arguments)
+    except ModelError:
+        if kernel is None or "base_model.attn_implementation" in plan.given:
+            raise
+        model = load_model(base, dtype=dtype, **arguments)  # if it was not the kernel, this says what it was
+        run.emit("notice", message=f"this architecture does not support {kernel} attention: its own choice is used")
+    require_room(model, tokenizer)
+    return model
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all parameters; packed weights count as what they stand for."""
+    sizes = [(parameter.requires_grad, _size(parameter)) for parameter in model.parameters()]
+    return sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)
+
+
+def _size(parameter: Any) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else int(parameter.numel())
+
+
+def _device(plan: RunPlan) -> str:
+    return f"cuda:{torch.cuda.current_device()}" if plan.device.type == "cuda" else plan.device.type
+
+
+def _texts(examples: Sequence[Example]) -> list[str]:
+    return [text for e in examples for text in ([e.text] if e.text is not None else [m.content for m in e.messages])]
+

@@ -1,0 +1,152 @@
+"""Tell the course of a run: events, trainer_log.jsonl, the history of trainer_state.json, and TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from llamafarm.api import RunContext, TrainingConfig
+from llamafarm_tuners.pytorch.journal import Journal
+from llamafarm_tuners.pytorch.meters import peak_resident_bytes
+from llamafarm_tuners.pytorch.schedule import Sizes
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over steps.
+
+    Attributes:
+        loss: Negative log-likelihood of the targets.
+        labels: Number of targets.
+        tokens: Real tokens, prompts included, padding not.
+        seconds: Time spent in training steps.
+        steps: How many.
+    """
+
+    loss: float = 0.0
+    labels: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    steps: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Add another sum to this one."""
+        self.loss += other.loss
+        self.labels += other.labels
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.steps += other.steps
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per target."""
+        return self.loss / max(self.labels, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens per second of training."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+class Report:
+    """Where the figures of a run go. On other processes than the main one it only adds up.
+
+    Attributes:
+        total: Sums over the whole run.
+        active: Whether this is the main process.
+        journal: The files.
+    """
+
+    def __init__(
+        self, folder: Path, sizes: Sizes, training: TrainingConfig, run: RunContext, accelerator: Accelerator
+    ) -> None:
+        self.total = Tally()
+        self.active = accelerator.is_main_process
+        self.journal = Journal(folder if self.active else None, sizes.steps)
+        self._recent = Tally()
+        self._sizes, self._training, self._run, self._device = sizes, training, run, accelerator.device
+        self._started = time.perf_counter()
+        self._board = _tensorboard(folder) if self.active and "tensorboard" in training.report_to else None
+
+    def step(self, step: int, done: Tally, learning_rate: float, grad_norm: float) -> None:
+        """Take in an optimizer step, and log if it is time."""
+        self._recent.add(done)
+        self.total.add(done)
+        first = step == 1 and self._training.logging_first_step
+        if first or step % self._training.logging_steps == 0 or step == self._sizes.steps:
+            self._log(step, learning_rate, grad_norm)
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record an evaluation."""
+        epoch = self._sizes.epoch(step)
+        self._run.emit("eval", step=step, total_steps=self._sizes.steps, epoch=epoch, **metrics)
+        self.journal.log(step, epoch, self.elapsed, self._remaining(step), **metrics)
+        self.journal.remember(step=step, epoch=epoch, **metrics)
+        self._plot("eval", {name.removeprefix("eval_"): value for name, value in metrics.items()}, step)
+
+    def finish(self, step: int) -> None:
+        """Write the last line and close."""
+        self.journal.finish(step, self._sizes.epoch(step), self.elapsed, **self._throughput(self.total))
+        if self._board:
+            self._board.close()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._started
+
+    def peak_memory(self) -> int:
+        """Largest memory use so far: of the accelerator, or of the process on a CPU."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        return peak_resident_bytes()
+
+    def _log(self, step: int, learning_rate: float, grad_norm: float) -> None:
+        recent, self._recent = self._recent, Tally()
+        epoch, loss, remaining = self._sizes.epoch(step), recent.mean_loss, self._remaining(step)
+        self._run.emit(
+            "log",
+            step=step,
+            total_steps=self._sizes.steps,
+            epoch=epoch,
+            loss=loss,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            tokens_per_second=round(recent.tokens_per_second, 1),
+            peak_memory_bytes=self.peak_memory(),
+            elapsed_s=round(self.elapsed, 3),
+            remaining_s=round(remaining, 3),
+        )
+        values = {"loss": loss, "lr": learning_rate, "grad_norm": grad_norm}
+        self.journal.log(step, epoch, self.elapsed, remaining, **values, **self._throughput(recent))
+        self.journal.remember(step=step, epoch=epoch, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
+        curves = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, "epoch": epoch}
+        self._plot("train", curves | {"tokens_per_second": recent.tokens_per_second}, step)
+
+    def _throughput(self, tally: Tally) -> dict[str, float]:
+        return {
+            "throughput": round(tally.tokens_per_second, 1),
+            "total_tokens": int(self.total.tokens),
+            "peak_memory": self.peak_memory(),
+        }
+
+    def _remaining(self, step: int) -> float:
+        return self.elapsed / step * max(0, self._sizes.steps - step)
+
+    def _plot(self, group: str, values: Mapping[str, float], step: int) -> None:
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+            self._board.flush()
+
+
+def _tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=str(folder / "runs"))

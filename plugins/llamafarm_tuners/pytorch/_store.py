@@ -1,0 +1,158 @@
+"""Write models, adapters and checkpoints, so that each is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from llamafarm.errors import DiskError, NumericError
+from llamafarm_tuners.pytorch.card import model_card
+from llamafarm_tuners.pytorch.journal import write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What is saved: the model as it is in memory, its tokenizer, and how it is to be described.
+
+    Attributes:
+        model: With its methods applied; not wrapped.
+        tokenizer: Saved beside it.
+        base: The base model as the user named it; empty for a model from scratch.
+        base_name: The same without a private path, for the card.
+        facts: What the card lists.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    base: str
+    base_name: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether only an adapter is saved."""
+        return hasattr(self.model, "peft_config")
+
+
+def write_model(trained: Trained, folder: Path) -> None:
+    """Write adapter or model, tokenizer and card into an existing folder.
+
+    Raises:
+        NumericError: If a trained weight is not finite: such a model is never written.
+    """
+    _require_finite(trained.model)
+    if trained.is_adapter:
+        _write_adapter(trained, folder)
+    else:
+        trained.model.save_pretrained(folder)
+        _drop_private_path(folder / "config.json")
+    trained.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(trained.base_name, trained.facts), encoding="utf-8")
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `folder` at the end, or goes away on failure.
+
+    Raises:
+        DiskError: If it cannot be written.
+    """
+    with _on_disk(folder), _temporary(folder.parent) as temporary:
+        yield temporary
+        _sync(temporary)
+        with tempfile.TemporaryDirectory(prefix=".old-", dir=folder.parent) as old:
+            if folder.exists():
+                folder.rename(Path(old) / folder.name)
+            temporary.rename(folder)
+
+
+@contextmanager
+def merged_into(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files are moved into `folder`, one rename each, at the end.
+
+    Raises:
+        DiskError: If it cannot be written.
+    """
+    with _on_disk(folder), _temporary(folder) as temporary:
+        yield temporary
+        _sync(temporary)
+        for file in sorted(temporary.iterdir()):
+            file.replace(folder / file.name)
+        temporary.rmdir()
+
+
+def link_files(files: Iterable[Path], target: Path) -> None:
+    """Give files a second name in `target`, copying where the file system cannot."""
+    for file in files:
+        try:
+            os.link(file, target / file.name)
+        except OSError:
+            shutil.copy2(file, target / file.name)
+
+
+def _write_adapter(trained: Trained, folder: Path) -> None:
+    for config in trained.model.peft_config.values():
+        config.base_model_name_or_path = trained.base
+    # left to itself PEFT would look the base model up on the hub to see whether its vocabulary has grown
+    trained.model.save_pretrained(folder, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    write_json(path, config)
+
+
+def _drop_private_path(config_file: Path) -> None:
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if config.pop("_name_or_path", None):
+        write_json(config_file, config)
+
+
+def _require_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise NumericError.of(
+                "LF-NUMERIC-003", f"the weight {name} is not finite: the model is not saved", hint="lower learning_rate"
+            )
+
+
+@contextmanager
+def _temporary(parent: Path) -> Iterator[Path]:
+    parent.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+@contextmanager
+def _on_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError.of(
+            "LF-DISK-010",
+            f"cannot write {folder.name}: {error.strerror or error}",
+            where=str(folder),
+            hint="free space or choose another output_dir; what was written before is intact",
+        ) from error

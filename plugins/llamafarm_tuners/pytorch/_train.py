@@ -1,0 +1,230 @@
+"""The training loop: from rows to trained weights, in one process or several."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers.optimization import get_scheduler
+
+from llamafarm.api import RunContext, TrainingConfig
+from llamafarm_tuners.pytorch._batches import Batch, TokenRow, collate, epoch_order, masked, micro_batches, steps_of
+from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, restore
+from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
+from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
+from llamafarm_tuners.pytorch._optimizer import build_optimizer
+from llamafarm_tuners.pytorch._report import Report, Tally
+from llamafarm_tuners.pytorch._store import Trained
+from llamafarm_tuners.pytorch.best import BestSoFar
+from llamafarm_tuners.pytorch.guard import FiniteGuard
+from llamafarm_tuners.pytorch.journal import trainer_state
+from llamafarm_tuners.pytorch.schedule import Sizes, plan_sizes, rhythm, warmup_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is trained on what, and how.
+
+    Attributes:
+        trained: The model with its methods applied, on the CPU or (quantized) on its device.
+        rows: What is learned.
+        held_out: What is evaluated; may be empty.
+        training: Hyper-parameters.
+        accelerator: Device, precision and processes.
+        folder: The run directory.
+    """
+
+    trained: Trained
+    rows: Sequence[TokenRow]
+    held_out: Sequence[TokenRow]
+    training: TrainingConfig
+    accelerator: Accelerator
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a training went.
+
+    Attributes:
+        step: The last optimizer step.
+        sizes: What was planned.
+        report: Its figures.
+        best: The best evaluation.
+        metrics: Evaluation of the model that is left in memory: the last, or the best if that was loaded.
+    """
+
+    step: int
+    sizes: Sizes
+    report: Report
+    best: BestSoFar
+    metrics: Mapping[str, float]
+
+
+def train(work: Work, run: RunContext) -> Course:
+    """Train the model in place, writing checkpoints and logs.
+
+    Args:
+        work: What to do.
+        run: Receives events; silent on all processes but one.
+
+    Raises:
+        NumericError: If the loss or the gradient is not finite; nothing is written from that step on.
+    """
+    training, accelerator = work.training, work.accelerator
+    sizes = plan_sizes(len(work.rows), training, accelerator.num_processes)
+    best = BestSoFar(training)
+    report = Report(work.folder, sizes, training, run, accelerator)
+    checkpoints = Checkpoints(
+        work.folder,
+        work.trained,
+        training.save_total_limit,
+        lambda step: trainer_state(step, sizes, training, best, report.journal.history),
+    )
+    stepper = Stepper(work, sizes)
+    evaluating = rhythm(training.eval_strategy if work.held_out else "no", training.eval_steps, sizes)
+    saving = rhythm(training.save_strategy, training.save_steps, sizes)
+    metrics: Mapping[str, float] = {}
+    step = 0
+    for step, batches in _steps(work, sizes):
+        done, grad_norm, learning_rate = stepper.take(step, batches)
+        report.step(step, done, learning_rate, grad_norm)
+        if evaluating.due(step) or (evaluating.every and step == sizes.steps):
+            metrics = stepper.evaluate()
+            improved = best.update(step, metrics)
+            report.evaluated(step, metrics)
+            if improved and report.active:
+                run.emit("checkpoint", step=step, path=str(checkpoints.save_best(step)), best=True)
+        if saving.due(step) and report.active:
+            run.emit("checkpoint", step=step, path=str(checkpoints.save(step, best.step)), best=step == best.step)
+        accelerator.wait_for_everyone()
+        if best.exhausted:
+            run.emit("notice", message=best.farewell(step, sizes.steps))
+            break
+    if training.load_best_model_at_end and best.step is not None and best.step != step:
+        restore(work.trained.model, work.folder / BEST)
+        metrics = best.metrics
+        run.emit("notice", message=f"the result is the model of step {best.step}, the best by {best.metric}")
+    return Course(step, sizes, report, best, metrics)
+
+
+class Stepper:
+    """Takes optimizer steps: the model, its optimizer and its schedule."""
+
+    def __init__(self, work: Work, sizes: Sizes) -> None:
+        self.work = work
+        self.selective = can_select_logits(work.trained.model)
+        self.model = _placed(work)
+        self.optimizer = work.accelerator.prepare_optimizer(build_optimizer(work.trained.model, work.training))
+        self.scheduler = get_scheduler(
+            work.training.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=warmup_steps(work.training, sizes.steps),
+            num_training_steps=sizes.steps,
+        )
+        self.guard = FiniteGuard(scaled=work.accelerator.scaler is not None)
+
+    def take(self, step: int, batches: Sequence[Batch]) -> tuple[Tally, float, float]:
+        """Take one step over the micro-batches of this process.
+
+        The gradient is that of the mean over all targets of the step, however they are spread over micro-batches
+        and processes.
+
+        Returns:
+            Sums over all processes, the gradient's norm before clipping, and the learning rate that was used.
+
+        Raises:
+            NumericError: If loss or gradient is not finite; the weights are then still those of the last step.
+        """
+        started = time.perf_counter()
+        accelerator = self.work.accelerator
+        labels = sum_over_processes(torch.tensor([float(sum(b.labels for b in batches))]), accelerator).item()
+        scale = accelerator.num_processes / max(labels, 1.0)
+        loss = torch.zeros((), device=accelerator.device)
+        for batch in batches:
+            waits = nullcontext() if batch is batches[-1] else accelerator.no_sync(self.model)
+            with waits:
+                with autocast(accelerator):
+                    total, _ = token_losses(self.model, batch.to(accelerator.device), selective=self.selective)
+                accelerator.backward(total * scale)
+            loss += total.detach()
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = accelerator.clip_grad_norm_(parameters, self.work.training.max_grad_norm or math.inf)
+        sums = torch.tensor([loss.item(), labels / accelerator.num_processes, sum(b.tokens for b in batches)])
+        loss_sum, labels, tokens = sum_over_processes(sums.double(), accelerator).tolist()
+        self.guard.check(step, loss_sum, float(norm))
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        return Tally(loss_sum, labels, tokens, time.perf_counter() - started), float(norm), learning_rate
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the held-out rows.
+
+        Raises:
+            NumericError: If their loss is not finite.
+        """
+        training = self.work.training
+        metrics = evaluate(
+            self.model,
+            self.work.held_out,
+            self.work.accelerator,
+            batch_size=training.per_device_eval_batch_size or training.batch_size,
+            pad_token_id=_pad(self.work),
+            selective=self.selective,
+            more=training.compute_metrics,
+        )
+        self.guard.check_evaluation(metrics["eval_loss"])
+        return metrics
+
+
+def _steps(work: Work, sizes: Sizes) -> Iterator[tuple[int, list[Batch]]]:
+    """The micro-batches of each optimizer step for this process, with the step's number from 1 on."""
+    training, accelerator = work.training, work.accelerator
+    seed = training.seed if training.data_seed is None else training.data_seed
+    lengths = [len(row.input_ids) for row in work.rows]
+    step = 0
+    for epoch in count():
+        order = epoch_order(lengths, seed, epoch, sizes.micro_rows, by_length=training.group_by_length)
+        micro = micro_batches(order, training.batch_size, accelerator.process_index, accelerator.num_processes)
+        for group in steps_of(micro, sizes.accumulation):
+            step += 1
+            yield step, [_batch(work, chosen) for chosen in group]
+            if step == sizes.steps:
+                return
+
+
+def _batch(work: Work, chosen: Sequence[int]) -> Batch:
+    # The last rows of an epoch may not suffice for all processes; one without any still has to take part in the sum.
+    rows = [work.rows[row] for row in chosen] or [masked(work.rows[0])]
+    return collate(rows, _pad(work), 8 if work.accelerator.device.type == "cuda" else 1)
+
+
+def _pad(work: Work) -> int:
+    return int(work.trained.tokenizer.pad_token_id or 0)
+
+
+def _placed(work: Work) -> nn.Module:
+    """The model on its device, wrapped if there are several processes."""
+    model, accelerator = work.trained.model, work.accelerator
+    if work.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if hasattr(model, "peft_config"):
+            model.enable_input_require_grads()
+    model.train()
+    wrapped: Any = model.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        wrapped = accelerator.prepare_model(wrapped)
+    module: nn.Module = wrapped
+    return module

@@ -1,0 +1,9 @@
+"""The configuration of the fine-tuner `pytorch`."""
+
+from __future__ import annotations
+
+from llamafarm.api import FineTunerConfig
+
+
+class PytorchConfig(FineTunerConfig):
+    """What all fine-tuners share is all it needs."""

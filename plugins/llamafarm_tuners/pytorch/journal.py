@@ -1,0 +1,92 @@
+"""The files that record a run's course, in the field's formats: trainer_log.jsonl and trainer_state.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llamafarm.api import TrainingConfig
+from llamafarm_tuners.pytorch.best import BestSoFar
+from llamafarm_tuners.pytorch.meters import clock
+from llamafarm_tuners.pytorch.schedule import Sizes
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def trainer_state(
+    step: int, sizes: Sizes, training: TrainingConfig, best: BestSoFar, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The content of `trainer_state.json` at a step, in the format that other tools plot."""
+    return {
+        "best_global_step": best.step,
+        "best_metric": best.value,
+        "best_model_checkpoint": "checkpoint-best" if best.step is not None else None,
+        "epoch": sizes.epoch(step),
+        "eval_steps": training.eval_steps,
+        "global_step": step,
+        "is_world_process_zero": True,
+        "log_history": list(history),
+        "logging_steps": training.logging_steps,
+        "max_steps": sizes.steps,
+        "num_train_epochs": math.ceil(sizes.steps / sizes.steps_per_epoch),
+        "save_steps": training.save_steps,
+        "train_batch_size": training.batch_size,
+    }
+
+
+class Journal:
+    """Appends to `trainer_log.jsonl`, and keeps the history for `trainer_state.json`.
+
+    Attributes:
+        history: Entries of `log_history`.
+    """
+
+    def __init__(self, folder: Path | None, total_steps: int) -> None:
+        """Start the file anew; without a folder (on all processes but one) only the history is kept."""
+        self.history: list[dict[str, Any]] = []
+        self._total_steps = total_steps
+        self._path = folder / "trainer_log.jsonl" if folder else None
+        if self._path:
+            self._path.write_text("", encoding="utf-8")
+
+    def log(self, step: int, epoch: float, elapsed: float, remaining: float, **values: float | None) -> None:
+        """Append a line (`loss`, `eval_loss`, `lr` …; None is left out) that a reader sees at once."""
+        line = {
+            "current_steps": step,
+            "total_steps": self._total_steps,
+            **values,
+            "epoch": epoch,
+            "percentage": round(100 * step / self._total_steps, 2),
+            "elapsed_time": clock(elapsed),
+            "remaining_time": clock(remaining),
+        }
+        self._append(line)
+
+    def finish(self, step: int, epoch: float, elapsed: float, **values: float | None) -> None:
+        """Append the last line; also a run that stopped early is then at 100 percent."""
+        self._total_steps = step
+        self.log(step, epoch, elapsed, 0.0, **values)
+
+    def remember(self, **entry: float) -> None:
+        """Add an entry to `log_history`."""
+        self.history.append(entry)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        if not self._path:
+            return
+        text = json.dumps({key: value for key, value in line.items() if value is not None}, allow_nan=False)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")

@@ -1,0 +1,31 @@
+"""The fine-tuner `pytorch`; importing it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.errors import Problem
+from llamafarm_tuners.pytorch.checks import check
+from llamafarm_tuners.pytorch.config import PytorchConfig
+
+
+class PytorchTuner(FineTuner[PytorchConfig]):
+    """Trains transformers models with PEFT adapters in this process."""
+
+    name = "pytorch"
+    adapter_kinds = frozenset({"lora", "full"})
+
+    def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
+        """Refuse or explain every setting that would have no effect, or cannot work here."""
+        return check(self.config, plan)
+
+    def fit(self, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
+        """Train.
+
+        Raises:
+            LlamaFarmError: For everything a user can mend.
+        """
+        from llamafarm_tuners.pytorch._fit import fit
+
+        return fit(self.config, plan, data, run)
