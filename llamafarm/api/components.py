@@ -60,7 +60,7 @@ class Component(ABC, Generic[ConfigT]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in cls.__dict__.get("__orig_bases__", ()):
             arguments = get_args(base)
             origin = get_origin(base)
             if isinstance(origin, type) and issubclass(origin, Component) and isinstance(arguments[0], type):
