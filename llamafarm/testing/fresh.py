@@ -43,4 +43,4 @@ def fresh(code: str, *arguments: Any, hash_seed: int | None = None) -> Any:
 def heavy_after(code: str, *arguments: Any) -> set[str]:
     """The heavy libraries that a new interpreter has imported after `code`."""
     loaded = fresh(f"{code}\nanswer = sorted({{name.partition('.')[0] for name in sys.modules}})", *arguments)
-    return HEAVY.intersection(loaded)
+    return set(loaded) & HEAVY
