@@ -72,7 +72,7 @@ def run_strategy(tmp_path: Path) -> RunStrategy:
         count += 1
         folder = tmp_path / f"run-{count}"
         folder.mkdir()
-        result, events, output_dir = run(folder, {"fine_tuner": fine_tuner, **components}, sets)
-        return Finished(result, tuple(events), output_dir)
+        outcome, events = run(folder, {"fine_tuner": fine_tuner, **components}, sets)
+        return Finished(outcome.result, tuple(events), outcome.output_dir)
 
     return call

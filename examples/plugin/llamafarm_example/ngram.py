@@ -12,10 +12,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from llamafarm.api import FineTuner, FineTunerConfig, PreparedData, RunContext, RunPlan, TrainingResult
+
+if TYPE_CHECKING:
+    from llamafarm.data.tokens import TokenizedRow
 
 IGNORED = -100
 
@@ -111,7 +115,7 @@ def _trained(labels: Sequence[int]) -> Iterator[int]:
     return (position for position, label in enumerate(labels) if label != IGNORED)
 
 
-def _loss(counts: Counts, rows: Sequence[object]) -> float:
+def _loss(counts: Counts, rows: Sequence[TokenizedRow]) -> float:
     """Mean negative log-probability of the answers' tokens, in nats."""
     losses = [
         -math.log(counts.probability(row.input_ids, position)) for row in rows for position in _trained(row.labels)
