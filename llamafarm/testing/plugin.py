@@ -44,7 +44,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
     def make(architecture: str) -> Path:
         if architecture not in made:
-            made[architecture] = _tiny.build(architecture, tmp_path_factory.mktemp(architecture))
+            made[architecture] = _tiny.build_model(architecture, tmp_path_factory.mktemp(architecture))
         return made[architecture]
 
     return make

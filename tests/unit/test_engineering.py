@@ -29,11 +29,10 @@ EXTRAS = {
     for texts in PROJECT["optional-dependencies"].values()
     for text in texts
 }
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 PINS = {
     canonicalize_name(name): Version(version)
-    for name, version in re.findall(
-        r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", CONSTRAINTS, re.MULTILINE)
 }
 OWN = {"llamafarm", "llamafarm_tuners", "llamafarm_methods", "llamafarm_hardware", "llamafarm_splitters"}
 UNIMPORTED = {

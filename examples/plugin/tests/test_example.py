@@ -27,15 +27,11 @@ class TestBiasOnly(MethodContract):
     component = BiasOnly
 
     def test_matrices_stay_as_they_are(self, tiny_model_dir: Callable[[str], Path], tmp_path: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        model = self.apply(AutoModelForCausalLM.from_pretrained(tiny_model_dir("gpt_neox")), tmp_path)
+        model = self.apply(self.load(tiny_model_dir("gpt_neox")), tmp_path)
         assert {parameter.ndim for parameter in model.parameters() if parameter.requires_grad} == {1}
 
     def test_says_when_there_is_nothing_to_train(self, tiny_model_dir: Callable[[str], Path], tmp_path: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir("llama"))  # norms, but no biases
+        model = self.load(tiny_model_dir("llama"))  # norms, but no biases
         with pytest.raises(ModelError, match="set norms: true"):
             BiasOnly(BiasOnlyConfig(norms=False)).apply(model, RecordingRun(tmp_path))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from llamafarm.api import Method, TrainingConfig
+from llamafarm.api import BaseModelConfig, Method, TrainingConfig
 from llamafarm.testing.contracts.component import ComponentContract
 from llamafarm.testing.run_context import RecordingRun
 
@@ -37,6 +37,15 @@ class MethodContract(ComponentContract):
         if "architecture" in metafunc.fixturenames:
             metafunc.parametrize("architecture", self.architectures)
 
+    def load(self, folder: Path) -> Any:
+        """A base model, quantized if the method asks for it."""
+        import torch
+
+        from llamafarm.models._load import load_model
+
+        config = BaseModelConfig(huggingface_id=str(folder))
+        return load_model(config, dtype=torch.float32, quantization=self.build().adapter().quantization)
+
     def apply(self, model: Any, output_dir: Path) -> Any:
         """The model with the method applied."""
         return self.build().apply(model, RecordingRun(output_dir))
@@ -53,7 +62,7 @@ class MethodContract(ComponentContract):
     def test_trains_what_it_says(
         self, architecture: str, tiny_model_dir: Callable[[str], Path], tmp_path: Path
     ) -> None:
-        model = _load(tiny_model_dir(architecture))
+        model = self.load(tiny_model_dir(architecture))
         base = {id(parameter) for parameter in model.parameters()}
         applied = self.apply(model, tmp_path)
         trained = [parameter for parameter in applied.parameters() if parameter.requires_grad]
@@ -66,7 +75,7 @@ class MethodContract(ComponentContract):
     ) -> None:
         import torch
 
-        model = self.apply(_load(tiny_model_dir(architecture)), tmp_path)
+        model = self.apply(self.load(tiny_model_dir(architecture)), tmp_path)
         tokens = torch.tensor([[5, 6, 7, 8, 9, 10]])
         loss = model(input_ids=tokens, labels=tokens).loss
         assert torch.isfinite(loss)
@@ -100,9 +109,3 @@ class MethodContract(ComponentContract):
         )
         losses = [event.fields["loss"] for event in finished.events if event.type == "log" and "loss" in event.fields]
         assert min(losses[len(losses) // 2 :]) < losses[0], "the loss did not fall"
-
-
-def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder)
