@@ -35,6 +35,7 @@ PINS = {
     for name, version in re.findall(r"^([\w.-]+)==(\S+)$", CONSTRAINTS, re.MULTILINE)
 }
 OWN = {"llamafarm", "llamafarm_tuners", "llamafarm_methods", "llamafarm_hardware", "llamafarm_splitters"}
+PARTS = {"pydantic-core": "pydantic"}  # a part that its owner pins exactly, and documents for use
 UNIMPORTED = {
     # name → why a dependency that no source file imports is one all the same
     "jinja2": "transformers renders chat templates with it and does not ask for it",
@@ -64,7 +65,8 @@ def imported(path: Path) -> set[str]:
 
 def distributions(names: set[str]) -> set[str]:
     known = packages_distributions()
-    return {canonicalize_name(distribution) for name in names for distribution in known.get(name, [name])}
+    found = {canonicalize_name(distribution) for name in names for distribution in known.get(name, [name])}
+    return {PARTS.get(name, name) for name in found}
 
 
 def test_whatever_is_imported_is_declared() -> None:
