@@ -8,22 +8,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pytest
+
 from llamafarm.api import FineTuner, FineTunerConfig
 from llamafarm.testing.contracts.component import ComponentContract
 
 if TYPE_CHECKING:
-    import pytest
-
     from llamafarm.testing.plugin import Finished, RunStrategy
 
 _MEASURED = re.compile(r"runtime|seconds|_s$|per_second|memory|bytes")
 
 
 class FineTunerContract(ComponentContract):
-    """Inherit and set `component`; give in `config` what a short run needs (`method`, `training` …)."""
+    """Inherit and set `component`; give in `config` what a short run needs (`method`, `training` …).
+
+    Attributes:
+        architecture: The tiny model (a name of the `tiny_model_dir` fixture) to train.
+        trains: False for a fine-tuner that checks strategies and refuses to run them here.
+    """
 
     component: ClassVar[type[FineTuner[Any]]]
     architecture: ClassVar[str] = "llama"
+    trains: ClassVar[bool] = True
 
     def strategy(self, model: Path, dataset: Path) -> Mapping[str, Any]:
         """The `fine_tuner:` block of a short run on a tiny model and dataset."""
@@ -32,6 +38,8 @@ class FineTunerContract(ComponentContract):
 
     def train(self, tiny_model_dir: Callable[[str], Path], dataset: Path, run_strategy: RunStrategy) -> Finished:
         """A short run."""
+        if not self.trains:
+            pytest.skip("checks strategies only")
         return run_strategy(self.strategy(tiny_model_dir(self.architecture), dataset))
 
     def test_configuration_holds_what_all_fine_tuners_have(self) -> None:
