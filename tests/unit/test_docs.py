@@ -1,4 +1,4 @@
-"""The documents are executed: commands run, YAML validates, code is quoted from files, error ids are those in the source.
+"""The documents are executed: commands run, YAML validates, code is quoted from files, error ids match the source.
 
 Each document is a story told in one folder: its blocks are taken in order. An HTML comment before a block says
 what it is: `save as: NAME` (a file of the story), `file: PATH` or `part of: PATH` (a quotation), or
