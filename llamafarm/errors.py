@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ExitCode(IntEnum):
@@ -84,7 +84,7 @@ class LlamaFarmError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
     @classmethod
-    def of(cls, id_: str, message: str, *, where: str = "", hint: str = "") -> LlamaFarmError:
+    def of(cls, id_: str, message: str, *, where: str = "", hint: str = "") -> Self:
         """An error with a single problem."""
         return cls([Problem(id_, message, where, hint)])
 

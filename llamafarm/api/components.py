@@ -60,7 +60,7 @@ class Component(ABC, Generic[ConfigT]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in cls.__dict__.get("__orig_bases__", ()):
             arguments = get_args(base)
             origin = get_origin(base)
             if isinstance(origin, type) and issubclass(origin, Component) and isinstance(arguments[0], type):
@@ -107,7 +107,7 @@ class FineTuner(Component[TunerConfigT]):
     family = "fine_tuner"
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
 
-    def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # noqa: ARG002  # for overriders
+    def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # for overriders
         """Refuse (problems) or explain (decisions) before anything is loaded; imports nothing heavy."""
         return ()
 
@@ -159,7 +159,7 @@ class HardwareProfile(Component[ConfigT]):
     def probe(self) -> Probe:
         """Look for the device without importing torch; cheap."""
 
-    def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:  # noqa: ARG002  # for overriders
+    def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:  # for overriders
         """Weak defaults for this device, each with its reason."""
         return ()
 

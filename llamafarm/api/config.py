@@ -174,7 +174,6 @@ class TrainingConfig(Config):
             "ctx_size": "max_seq_length",
             "max_length": "max_seq_length",
             "evaluation_strategy": "eval_strategy",
-            "train_sampling_strategy": "sampling",
         }
     )
 

@@ -20,7 +20,9 @@ class LlamaFactoryConfig(FineTunerConfig):
     finetuning_type: Literal["lora", "qlora", "full", "freeze", "oft"] = Field(
         "lora", description="How parameters are adapted; `qlora` means lora on a base in 4 bits."
     )
-    template: str | None = Field(None, description="Chat template by LLaMA-Factory's name; default: the tokenizer's own.")
+    template: str | None = Field(
+        None, description="Chat template by LLaMA-Factory's name; default: the tokenizer's own."
+    )
     quantization_bit: Literal[4, 8] | None = Field(None, description="Load the frozen base in 4 or 8 bits.")
     double_quantization: bool = Field(True, description="Quantize the quantization constants too.")
     lora_rank: Count = Field(8, description="Rank.")

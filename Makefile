@@ -1,0 +1,58 @@
+# The README's two commands are `make quickstart` and `make test`. Everything lives in .venv; a second call installs nothing.
+#
+#   make quickstart   set up, train the embedded model on generated data, ask it something it never saw
+#   make test         set up, then format check, lint, types, import contracts and all tests
+#   make lint types   the checks alone            make format   rewrite the files in the house format
+#
+#   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
+
+VENV   ?= .venv
+PROMPT ?= Turn on the kitchen light
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: quickstart test lint types format install install-test clean
+
+quickstart: install
+	$(BIN)/llamafarm train --strategy quickstart
+	$(BIN)/llamafarm generate --model output/quickstart --prompt "$(PROMPT)"
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: install-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: install-test
+	$(BIN)/mypy
+
+format: install-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: $(VENV)/installed
+install-test: $(VENV)/installed-test
+
+# The stamps are what makes a second call quick; the tests' installation contains the plain one.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/installed
+
+# A virtual environment that could not be finished (Debian without python3-venv) must not look like a good one.
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Creating $(VENV) with $$($$python --version)"; \
+	    $$python -m venv $(VENV) && exit 0; rm -rf $(VENV); exit 1; \
+	  fi; \
+	done; \
+	echo 'LlamaFarm needs Python 3.11 or newer: install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,3 @@
+"""An example of a LlamaFarm plugin."""
+
+from __future__ import annotations

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from llamafarm_tuners.pytorch.tuner import PyTorchTuner
+
+from llamafarm.testing.contracts import FineTunerContract
+from llamafarm_tuners.llamafactory.tuner import LlamaFactoryTuner
+
+
+class TestPyTorch(FineTunerContract):
+    component = PyTorchTuner
+    config = {"method": "lora", "training": {"max_steps": 3, "batch_size": 4}}
+
+
+class TestLlamaFactory(FineTunerContract):
+    component = LlamaFactoryTuner
+    trains = False

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from llamafarm_hardware.cpu import Cpu
+from llamafarm_hardware.cuda import Cuda
+from llamafarm_hardware.mps import Mps
+
+from llamafarm.api import DeviceSpec
+from llamafarm.testing.contracts import HardwareContract
+
+GIB = 2**30
+
+
+class TestCpu(HardwareContract):
+    component = Cpu
+    devices = (DeviceSpec("cpu", "a processor", memory_bytes=8 * GIB, details={"cores": 2}),)
+
+
+class TestCuda(HardwareContract):
+    component = Cuda
+    devices = (
+        DeviceSpec("cuda", "an older card", memory_bytes=8 * GIB, details={"compute_capability": "7.5", "bf16": False}),
+        DeviceSpec("cuda", "a newer card", count=8, memory_bytes=80 * GIB, details={"compute_capability": "9.0"}),
+    )
+
+
+class TestMps(HardwareContract):
+    component = Mps
+    devices = (DeviceSpec("mps", "a laptop", memory_bytes=16 * GIB),)

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from llamafarm_methods.full import Full
+from llamafarm_methods.lora import Lora
+from llamafarm_methods.qlora import Qlora
+
+from llamafarm.testing.contracts import MethodContract
+
+
+class TestLora(MethodContract):
+    component = Lora
+
+
+class TestQlora(MethodContract):
+    component = Qlora
+
+
+class TestFull(MethodContract):
+    component = Full
