@@ -1,0 +1,94 @@
+"""The one place that runs a command: every way in which it can end becomes lines on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import typer
+
+from llamafarm.cli.problems import show_problems
+from llamafarm.cli.root import PROGRAM, complete_shell, program
+from llamafarm.cli.session import Session
+from llamafarm.errors import ExitCode, LlamaFarmError, Problem, UsageError, nearest
+
+# typer has carried a copy of click inside since 0.2x and used click itself before: its one public class leads to both.
+_PARSING_ERROR: Final[type[Any]] = typer.BadParameter.__mro__[2]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line `argv` and return its exit code; never raises but for `SystemExit` of a completion."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # pytest and notebooks put other objects there
+            stream.reconfigure(errors="backslashreplace")
+    session = Session(tuple(argv))
+    try:
+        return _run(session)
+    except KeyboardInterrupt:
+        session.say("interrupted")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, e.g. `| head`. The interpreter flushes stdout once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+def _run(session: Session) -> int:
+    try:
+        complete_shell()
+        with program().make_context(PROGRAM, list(session.argv), obj=session) as context:
+            context.command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except LlamaFarmError as error:
+        return _fail(session, error)
+    except _PARSING_ERROR as error:
+        return _fail(session, _usage_error(error))
+    except (KeyboardInterrupt, BrokenPipeError):
+        raise
+    except Exception as error:  # noqa: BLE001  # the last net: a defect is reported, not shown as a traceback
+        return _crash(session, error)
+    return ExitCode.OK
+
+
+def _fail(session: Session, error: LlamaFarmError) -> ExitCode:
+    if session.debug:
+        _traceback(session, error)
+    show_problems(session, error.problems)
+    return error.exit_code
+
+
+def _crash(session: Session, error: Exception) -> ExitCode:
+    from llamafarm.cli.crash import write_report
+
+    if session.debug:
+        _traceback(session, error)
+    summary = f"{type(error).__name__}: {error}".partition("\n")[0]
+    problem = Problem("LF-INTERNAL-001", f"unexpected failure: {summary}", hint=write_report(session, error))
+    show_problems(session, [problem])
+    return ExitCode.UNEXPECTED
+
+
+def _traceback(session: Session, error: BaseException) -> None:
+    from llamafarm.cli.crash import traceback_of
+
+    session.say(traceback_of(session, error))
+
+
+def _usage_error(error: Any) -> UsageError:
+    """The parser's error in our form, with the nearest option where one was misspelt."""
+    context = error.ctx
+    place = context.command_path if context else PROGRAM
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        options = [name for param in context.command.params for name in param.opts if name.startswith("--")]
+        hint = nearest(error.option_name, options) or f"see '{place} --help'"
+        problem = Problem("LF-USAGE-001", f"there is no option {error.option_name!r}", place, hint)
+    else:
+        message = " ".join(error.format_message().split()).rstrip(".")
+        problem = Problem("LF-USAGE-003", message, place, f"see '{place} --help'")
+    return UsageError([problem])
