@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from llamafarm.cli.options import flags_from
-from llamafarm.cli.redact import redact
+from llamafarm.cli.redact import redact as redact_forms
 from llamafarm.cli.session import Session, session_of
 from llamafarm.cli.tables import show_table
 from llamafarm.errors import UsageError, nearest
@@ -32,8 +30,8 @@ def explain(
     from llamafarm.core.request import Request
 
     session = session_of(context)
-    loaded = load(Request(strategy, flags_from(context, {}), tuple(sets or ())), load_registry())
-    rows = list(settings(loaded, session))
+    loaded = load(Request(strategy, sets=tuple(sets or ())), load_registry())
+    rows = _settings(loaded, session)
     if key is not None:
         rows = _below(rows, key)
     if as_json:
@@ -44,21 +42,24 @@ def explain(
         session.notice(notice)
 
 
-def settings(loaded: Loaded, session: Session) -> Iterator[dict[str, Any]]:
+def _settings(loaded: Loaded, session: Session) -> list[dict[str, Any]]:
     """Every leaf of the validated strategy: key, value, kind of origin, and the origin in words."""
-    from llamafarm.core.layers import walk
+    from llamafarm.core.explain import explain, redact, secrets
 
-    values = loaded.strategy.model_dump(mode="json")
-    for path, value in walk(values):
-        if isinstance(value, dict | list) and value:
-            continue
-        origin = loaded.origins.get(path)
-        yield {
-            "key": ".".join(map(str, path)).removeprefix(_TUNER),
-            "value": redact(value, session.environment) if isinstance(value, str) else value,
-            "kind": origin.kind if origin else "default",
-            "from": redact(str(origin), session.environment) if origin else "default",
+    hidden = secrets(loaded)
+
+    def public(value: Any) -> Any:
+        return redact_forms(redact(value, hidden), session.environment) if isinstance(value, str) else value
+
+    return [
+        {
+            "key": resolved.key.removeprefix(_TUNER),
+            "value": public(resolved.value),
+            "kind": resolved.origin.kind,
+            "from": public(str(resolved.origin)),
         }
+        for resolved in explain(loaded)
+    ]
 
 
 def _below(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:

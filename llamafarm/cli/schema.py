@@ -21,8 +21,8 @@ def schema(
 
     Editors use it after a first line such as: # yaml-language-server: $schema=strategy.schema.json
     """
+    from llamafarm.core.json_schema import json_schema
     from llamafarm.core.registry import load_registry
-    from llamafarm.core.schema import json_schema
 
     session = session_of(context)
     text = json.dumps(json_schema(load_registry()), indent=2, ensure_ascii=False)

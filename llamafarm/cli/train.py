@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from llamafarm.cli.options import flags_from
-from llamafarm.cli.outcome import show_outcome, show_plan
+from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
 from llamafarm.cli.session import session_of
 from llamafarm.errors import UsageError
@@ -88,17 +88,17 @@ def train(
     request = Request(strategy, flags_from(context, FLAGS), tuple(sets or ()))
     loaded = load(request, registry)
     planned = make_plan(loaded, registry)
-    if not quiet:
+    if dry_run:
         for notice in loaded.notices:
             session.notice(notice)
-    if dry_run:
-        show_plan(session, planned.plan, as_json=as_json)
+        show_plan(session, planned, as_json=as_json)
         return
     if verbose:
-        show_plan(session, planned.plan, aside=True)
+        say_plan(session, planned)
     with show_progress(session, quiet=quiet) as listener:
-        outcome = run_training(loaded, planned, registry, listener)
-    show_outcome(session, outcome, quiet=quiet, as_json=as_json)
+        story = Story(listener)
+        outcome = run_training(loaded, planned, registry, story)
+    show_outcome(session, outcome, story, quiet=quiet, as_json=as_json)
 
 
 def _no_strategy(registry: Registry, context: typer.Context) -> UsageError:
