@@ -24,16 +24,16 @@ def smart_home(
     large: Annotated[bool, typer.Option("--large", help="Same as --size large.")] = False,
     language: Annotated[
         list[str] | None,
-        typer.Option("--language", "--languages", "-l", help="May be repeated, and several may follow; english if none."),
+        typer.Option(
+            "--language", "--languages", "-l", help="May be repeated, and several may follow; english if none."
+        ),
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", "-f", help="messages, sharegpt, alpaca, text or preference.")
     ] = "messages",
     sharegpt: Annotated[bool, typer.Option("--sharegpt", help="Same as --format sharegpt.")] = False,
     dpo: Annotated[bool, typer.Option("--dpo", help="Same as --format preference.")] = False,
-    raw_corpus: Annotated[
-        bool, typer.Option("--raw-corpus", "--raw_corpus", help="Same as --format text.")
-    ] = False,
+    raw_corpus: Annotated[bool, typer.Option("--raw-corpus", "--raw_corpus", help="Same as --format text.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same rows.")] = 0,
     no_system_role: Annotated[bool, typer.Option("--no-system-role", help="Rows without a system message.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; stdout if none.")] = None,

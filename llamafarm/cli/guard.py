@@ -9,9 +9,11 @@ from typing import Any, Final
 
 import typer
 
+from llamafarm.cli.options import typed
 from llamafarm.cli.problems import show_problems
 from llamafarm.cli.root import PROGRAM, complete_shell, program
 from llamafarm.cli.session import Session
+from llamafarm.cli.table import COMMANDS, Branch
 from llamafarm.errors import ExitCode, LlamaFarmError, Problem, UsageError, nearest
 
 # typer has carried a copy of click inside since 0.2x and used click itself before: its one public class leads to both.
@@ -48,7 +50,7 @@ def _run(session: Session) -> int:
     except LlamaFarmError as error:
         return _fail(session, error)
     except _PARSING_ERROR as error:
-        return _fail(session, _usage_error(error))
+        return _fail(session, _usage_error(error, session.argv))
     except (KeyboardInterrupt, BrokenPipeError):
         raise
     except Exception as error:  # noqa: BLE001  # the last net: a defect is reported, not shown as a traceback
@@ -80,15 +82,31 @@ def _traceback(session: Session, error: BaseException) -> None:
     session.say(traceback_of(session, error))
 
 
-def _usage_error(error: Any) -> UsageError:
+def _usage_error(error: Any, argv: Sequence[str]) -> UsageError:
     """The parser's error in our form, with the nearest option where one was misspelt."""
-    context = error.ctx
-    place = context.command_path if context else PROGRAM
+    place = error.ctx.command_path if error.ctx else _command_path(argv)
+    hint = f"see '{place} --help'"
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):
-        options = [name for param in context.command.params for name in param.opts if name.startswith("--")]
-        hint = nearest(error.option_name, options) or f"see '{place} --help'"
-        problem = Problem("LF-USAGE-001", f"there is no option {error.option_name!r}", place, hint)
-    else:
-        message = " ".join(error.format_message().split()).rstrip(".")
-        problem = Problem("LF-USAGE-003", message, place, f"see '{place} --help'")
-    return UsageError([problem])
+        options = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
+        near = nearest(error.option_name, options)
+        return UsageError.of(
+            "LF-USAGE-001", f"there is no option {error.option_name!r}", where=place, hint=near or hint
+        )
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if getattr(error, "param", None) is not None and error.message:
+        given = [value for _, value in typed(argv, error.param.opts)]
+        message = f"{' / '.join(error.param.opts)}: {error.message.rstrip('.')}" + (
+            f", got {given[-1]!r}" if given else ""
+        )
+    return UsageError.of("LF-USAGE-003", f"{message[:1].lower()}{message[1:]}", where=place, hint=hint)
+
+
+def _command_path(argv: Sequence[str]) -> str:
+    """The command that was meant, read from the words typed."""
+    words, commands = [PROGRAM], COMMANDS
+    for word in argv:
+        if word in commands:
+            words.append(word)
+            entry = commands[word]
+            commands = entry.commands if isinstance(entry, Branch) else {}
+    return " ".join(words)

@@ -37,10 +37,12 @@ class LazyGroup(TyperGroup):
         Raises:
             UsageError: If a command is missing and there is no default.
         """
+        if ctx.resilient_parsing:  # a shell asks for completions
+            return super().parse_args(ctx, args)
         options_only = not any(arg in self.commands for arg in args) and (not args or args[0].startswith("-"))
         if self.default and options_only and not {"-h", "--help"} & set(args):
             args = [self.default, *args]
-        elif not args and not self.invoke_without_command and not ctx.resilient_parsing:
+        elif not args and not self.invoke_without_command:
             where, hint = ctx.command_path, f"give {one_of(self.commands)}"
             raise UsageError.of("LF-USAGE-002", "a command is missing", where=where, hint=hint)
         return super().parse_args(ctx, args)

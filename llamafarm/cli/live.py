@@ -23,7 +23,10 @@ class LiveProgress:
     def __init__(self, session: Session, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, no_color=session.no_color, highlight=False)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}"), console=self.console
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]}"),
+            console=self.console,
         )
         self.task = self.bar.add_task("starting", total=None, count="")
         self.figures = Text(no_wrap=True, overflow="ellipsis", style="dim")

@@ -10,9 +10,7 @@ from llamafarm.cli.session import session_of
 from llamafarm.cli.tables import show_table
 
 
-def list_(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def list_(context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List components by family, with the distribution they come from; then what failed to load, and names that clash."""
     from llamafarm.core.registry import FAMILIES, FAMILY_WORDS, load_registry
 

@@ -15,9 +15,7 @@ from llamafarm.errors import DiskError, LlamaFarmError
 Name = Annotated[str, typer.Argument(help="A strategy by name or path.", show_default=False)]
 
 
-def list_(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def list_(context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List strategies of this project, yours, and those that ship with plugins and with LlamaFarm."""
     from llamafarm.core.registry import load_registry
 

@@ -64,11 +64,11 @@ def train(
         bool, typer.Option("--overwrite", "--overwrite-output-dir", help="Replace an earlier run there.")
     ] = False,
     job_name: Annotated[str | None, typer.Option("--job-name", help="Name of the run.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done and why; write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why; write nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show every decision before training.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and where the result is.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only warnings, errors and where the result is.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train what a strategy describes. Options win over the strategy's file, and --set over both.
