@@ -32,22 +32,22 @@ def write_lines(path: Path, lines: Iterable[str], *, overwrite: bool) -> int:
         DiskError: If it cannot be written.
     """
     refuse_existing(path, overwrite=overwrite)
-    temporary: str | None = None
+    temporary: Path | None = None
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-            temporary = file.name
+            temporary = Path(file.name)
             for line in lines:
                 file.write(f"{line}\n")
                 count += 1
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except OSError as error:
         raise DiskError.of("LF-DISK-001", f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     return count
 
 

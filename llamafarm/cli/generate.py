@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from llamafarm.errors import UsageError
 if TYPE_CHECKING:
     from llamafarm.api.values import DeviceSpec
     from llamafarm.core.registry import Registry
+    from llamafarm.models._generate import Chat
 
 
 def generate(
@@ -111,7 +113,7 @@ def _chat(system: str | None, prompt: str) -> list[dict[str, str]]:
     return [*messages, {"role": "user", "content": prompt}]
 
 
-def _answer(name: str, prompt: Any, sampling: dict[str, Any], write: Any) -> str:
+def _answer(name: str, prompt: Chat | str, sampling: dict[str, Any], write: Callable[[str], None] | None) -> str:
     from llamafarm.core.registry import load_registry
     from llamafarm.models._generate import Sampling, generate
     from llamafarm.models._load import load_for_generation

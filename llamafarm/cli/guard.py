@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,15 +10,17 @@ from typing import Any, Final
 
 import typer
 
-from llamafarm.cli.options import typed
 from llamafarm.cli.problems import show_problems
-from llamafarm.cli.root import PROGRAM, complete_shell, program
+from llamafarm.cli.root import complete_shell, program
 from llamafarm.cli.session import Session
-from llamafarm.cli.table import COMMANDS, Branch
-from llamafarm.errors import ExitCode, LlamaFarmError, Problem, UsageError, nearest
+from llamafarm.cli.table import PROGRAM
+from llamafarm.cli.usage import usage_error
+from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Problem
 
 # typer has carried a copy of click inside since 0.2x and used click itself before: its one public class leads to both.
 _PARSING_ERROR: Final[type[Any]] = typer.BadParameter.__mro__[2]
+
+_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -50,12 +53,19 @@ def _run(session: Session) -> int:
     except LlamaFarmError as error:
         return _fail(session, error)
     except _PARSING_ERROR as error:
-        return _fail(session, _usage_error(error, session.argv))
-    except (KeyboardInterrupt, BrokenPipeError):
+        return _fail(session, usage_error(error, session.argv))
+    except BrokenPipeError:
         raise
+    except OSError as error:
+        return _fail(session, _disk_error(error)) if error.errno in _DISK else _crash(session, error)
     except Exception as error:  # noqa: BLE001  # the last net: a defect is reported, not shown as a traceback
         return _crash(session, error)
     return ExitCode.OK
+
+
+def _disk_error(error: OSError) -> LlamaFarmError:
+    where = str(error.filename) if error.filename else ""
+    return DiskError.of("LF-DISK-003", f"the disk does not take it: {error.strerror}", where=where)
 
 
 def _fail(session: Session, error: LlamaFarmError) -> ExitCode:
@@ -80,33 +90,3 @@ def _traceback(session: Session, error: BaseException) -> None:
     from llamafarm.cli.crash import traceback_of
 
     session.say(traceback_of(session, error))
-
-
-def _usage_error(error: Any, argv: Sequence[str]) -> UsageError:
-    """The parser's error in our form, with the nearest option where one was misspelt."""
-    place = error.ctx.command_path if error.ctx else _command_path(argv)
-    hint = f"see '{place} --help'"
-    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
-        options = [name for param in error.ctx.command.params for name in param.opts if name.startswith("--")]
-        near = nearest(error.option_name, options)
-        return UsageError.of(
-            "LF-USAGE-001", f"there is no option {error.option_name!r}", where=place, hint=near or hint
-        )
-    message = " ".join(error.format_message().split()).rstrip(".")
-    if getattr(error, "param", None) is not None and error.message:
-        given = [value for _, value in typed(argv, error.param.opts)]
-        message = f"{' / '.join(error.param.opts)}: {error.message.rstrip('.')}" + (
-            f", got {given[-1]!r}" if given else ""
-        )
-    return UsageError.of("LF-USAGE-003", f"{message[:1].lower()}{message[1:]}", where=place, hint=hint)
-
-
-def _command_path(argv: Sequence[str]) -> str:
-    """The command that was meant, read from the words typed."""
-    words, commands = [PROGRAM], COMMANDS
-    for word in argv:
-        if word in commands:
-            words.append(word)
-            entry = commands[word]
-            commands = entry.commands if isinstance(entry, Branch) else {}
-    return " ".join(words)

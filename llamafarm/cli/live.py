@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -89,7 +89,7 @@ class LiveProgress:
 
 def _figures(fields: Mapping[str, Any]) -> list[str]:
     """What of the figures there is, in the order in which people look at them."""
-    shown = {
+    shown: dict[str, Callable[[float], str]] = {
         "loss": lambda value: f"loss {number(value)}",
         "learning_rate": lambda value: f"lr {number(value)}",
         "grad_norm": lambda value: f"grad {number(value)}",

@@ -11,7 +11,7 @@ from llamafarm.cli.tables import show_table
 
 
 def list_(context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List components by family, with the distribution they come from; then what failed to load, and names that clash."""
+    """List components and where they come from; then what failed to load, and names that clash."""
     from llamafarm.core.registry import FAMILIES, FAMILY_WORDS, load_registry
 
     session = session_of(context)

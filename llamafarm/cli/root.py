@@ -6,14 +6,13 @@ import os
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from llamafarm import __version__
 from llamafarm.cli.lazy import LazyGroup, grow
 from llamafarm.cli.session import session_of
-from llamafarm.cli.table import COMMANDS
+from llamafarm.cli.table import COMMANDS, PROGRAM
 from llamafarm.errors import EXIT_CODE_MEANINGS
-
-PROGRAM: Final = "llamafarm"
 
 START_SCREEN: Final = f"""\
 LlamaFarm {__version__}   fine-tune a language model from one YAML file
@@ -86,6 +85,7 @@ def program() -> Any:
     )
     app.callback()(_start)
     group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
     grow(group, COMMANDS)
     return group
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+PROGRAM: Final = "llamafarm"
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:

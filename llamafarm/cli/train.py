@@ -13,7 +13,7 @@ from llamafarm.cli.options import flags_from
 from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
 from llamafarm.cli.session import session_of
-from llamafarm.errors import UsageError
+from llamafarm.errors import LlamaFarmError, UsageError
 
 if TYPE_CHECKING:
     from llamafarm.core.registry import Registry
@@ -101,7 +101,7 @@ def train(
     show_outcome(session, outcome, story, quiet=quiet, as_json=as_json)
 
 
-def _no_strategy(registry: Registry, context: typer.Context) -> UsageError:
+def _no_strategy(registry: Registry, context: typer.Context) -> LlamaFarmError:
     from llamafarm.core.resources import list_strategies
 
     names = ", ".join(list_strategies(registry)) or "none"
