@@ -56,7 +56,7 @@ def generate(
     prompt = _prompt(prompt_argument if prompt_option is None else prompt_option)
     sampling = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     write = (lambda piece: session.result(piece, end="")) if stream else None
-    answer = _answer(name, prompt if raw else _chat(system, prompt), sampling, write)
+    answer = _answer(name, prompt, [] if raw else _chat(system, prompt), sampling, write)
     if as_json:
         session.result_json({"model": name, "prompt": prompt, "system": system, **sampling, "answer": answer})
     else:
@@ -108,19 +108,25 @@ def _prompt(given: str | None) -> str:
     return text
 
 
-def _chat(system: str | None, prompt: str) -> list[dict[str, str]]:
+def _chat(system: str | None, prompt: str) -> Chat:
     messages = [{"role": "system", "content": system}] if system is not None else []
     return [*messages, {"role": "user", "content": prompt}]
 
 
-def _answer(name: str, prompt: Chat | str, sampling: dict[str, Any], write: Callable[[str], None] | None) -> str:
+def _answer(name: str, text: str, chat: Chat, sampling: dict[str, Any], write: Callable[[str], None] | None) -> str:
+    """The answer to a chat, in the form that training gave it; without a chat, the text's continuation."""
+    from llamafarm.api.values import Message
     from llamafarm.core.registry import load_registry
+    from llamafarm.data.plain import plain_prompt
     from llamafarm.models._generate import Sampling, generate
     from llamafarm.models._load import load_for_generation
 
     device = _device(load_registry())
     model, tokenizer = load_for_generation(name, device=device.type if device else "cpu", dtype=_dtype(device))
-    return generate(model, tokenizer, [prompt], Sampling(**sampling), stream=write)[0]
+    prompt: str | Chat = chat or text
+    if chat and tokenizer.chat_template is None:
+        prompt = plain_prompt([Message(**turn) for turn in chat])
+    return str(generate(model, tokenizer, [prompt], Sampling(**sampling), stream=write)[0])
 
 
 def _device(registry: Registry) -> DeviceSpec | None:
