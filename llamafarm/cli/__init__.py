@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 
-def main() -> None:
-    """Run the command line."""
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code.
+
+    Args:
+        argv: Arguments without the program's name; `sys.argv[1:]` if None.
+    """
+    from llamafarm.cli.guard import run
+
+    sys.exit(run(sys.argv[1:] if argv is None else argv))

@@ -1,0 +1,92 @@
+"""The one place that runs a command: every way in which it can end becomes lines on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import typer
+
+from llamafarm.cli.problems import show_problems
+from llamafarm.cli.root import complete_shell, program
+from llamafarm.cli.session import Session
+from llamafarm.cli.table import PROGRAM
+from llamafarm.cli.usage import usage_error
+from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Problem
+
+# typer has carried a copy of click inside since 0.2x and used click itself before: its one public class leads to both.
+_PARSING_ERROR: Final[type[Any]] = typer.BadParameter.__mro__[2]
+
+_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line `argv` and return its exit code; never raises but for `SystemExit` of a completion."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # pytest and notebooks put other objects there
+            stream.reconfigure(errors="backslashreplace")
+    session = Session(tuple(argv))
+    try:
+        return _run(session)
+    except KeyboardInterrupt:
+        session.say("interrupted")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, e.g. `| head`. The interpreter flushes stdout once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+def _run(session: Session) -> int:
+    try:
+        complete_shell()
+        with program().make_context(PROGRAM, list(session.argv), obj=session) as context:
+            context.command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except LlamaFarmError as error:
+        return _fail(session, error)
+    except _PARSING_ERROR as error:
+        return _fail(session, usage_error(error, session.argv))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _fail(session, _disk_error(error)) if error.errno in _DISK else _crash(session, error)
+    except Exception as error:  # noqa: BLE001  # the last net: a defect is reported, not shown as a traceback
+        return _crash(session, error)
+    return ExitCode.OK
+
+
+def _disk_error(error: OSError) -> LlamaFarmError:
+    where = str(error.filename) if error.filename else ""
+    return DiskError.of("LF-DISK-003", f"the disk does not take it: {error.strerror}", where=where)
+
+
+def _fail(session: Session, error: LlamaFarmError) -> ExitCode:
+    if session.debug:
+        _traceback(session, error)
+    show_problems(session, error.problems)
+    return error.exit_code
+
+
+def _crash(session: Session, error: Exception) -> ExitCode:
+    from llamafarm.cli.crash import write_report
+
+    if session.debug:
+        _traceback(session, error)
+    summary = f"{type(error).__name__}: {error}".partition("\n")[0]
+    problem = Problem("LF-INTERNAL-001", f"unexpected failure: {summary}", hint=write_report(session, error))
+    show_problems(session, [problem])
+    return ExitCode.UNEXPECTED
+
+
+def _traceback(session: Session, error: BaseException) -> None:
+    from llamafarm.cli.crash import traceback_of
+
+    session.say(traceback_of(session, error))

@@ -1,0 +1,132 @@
+"""Show what a run would do, and what came of it."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from llamafarm.api.values import Event
+from llamafarm.cli.figures import duration, number, share
+from llamafarm.cli.progress import Listener
+from llamafarm.cli.session import Session
+from llamafarm.cli.tables import plain_table, show_table
+
+if TYPE_CHECKING:
+    from llamafarm.core.plan import Planned
+    from llamafarm.core.run import Outcome
+
+
+@dataclass(slots=True)
+class Story:
+    """What the events of a run told, for the summary; passes each event on."""
+
+    listener: Listener
+    losses: list[float] = field(default_factory=list)
+    exact_match: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def __call__(self, event: Event, /) -> None:
+        if event.type == "log" and event.fields.get("loss") is not None:
+            self.losses = [*self.losses[:1], event.fields["loss"]]
+        elif event.type == "exact_match":
+            self.exact_match[event.fields["model"]] = event.fields["exact_match"]
+            self.samples = event.fields["samples"]
+        self.listener(event)
+
+
+def show_plan(session: Session, planned: Planned, *, as_json: bool) -> None:
+    """Write the plan to stdout."""
+    if as_json:
+        session.result_json(_plan(planned))
+        return
+    session.result(_headline(planned))
+    show_table(session, ["SETTING", "VALUE", "WHY"], _decisions(planned))
+    session.say("dry run: nothing was written")
+
+
+def say_plan(session: Session, planned: Planned) -> None:
+    """Write the plan to stderr, before it is carried out."""
+    session.say(_headline(planned))
+    for line in plain_table(_decisions(planned)):
+        session.say(f"  {line}")
+
+
+def show_outcome(session: Session, outcome: Outcome, story: Story, *, quiet: bool, as_json: bool) -> None:
+    """Write the end of a run to stdout: figures, where the result is, and what to do with it."""
+    if as_json:
+        session.result_json(_outcome(outcome, story))
+        return
+    if quiet:
+        session.result(str(outcome.result.model_dir))
+        return
+    session.result(f"{typer.style('✓', fg='green')} {outcome.run_id}: done in {duration(_elapsed(story))}")
+    for line in plain_table(_summary(outcome, story)):
+        session.result(f"  {line}")
+
+
+def _headline(planned: Planned) -> str:
+    plan = planned.plan
+    methods = "+".join(method.name for method in plan.methods)
+    return f"{plan.name}: {methods} with {planned.tuner.name} on {plan.device.type}, to {plan.output_dir}"
+
+
+def _decisions(planned: Planned) -> list[list[str]]:
+    return [[item.subject, item.value, item.reason] for item in planned.plan.decisions]
+
+
+def _plan(planned: Planned) -> dict[str, Any]:
+    plan = planned.plan
+    decisions = [{"subject": item.subject, "value": item.value, "reason": item.reason} for item in plan.decisions]
+    return {
+        "name": plan.name,
+        "fine_tuner": planned.tuner.name,
+        "methods": [method.name for method in plan.methods],
+        "data_splitter": planned.splitter.name if planned.splitter else None,
+        "device": {"type": plan.device.type, "name": plan.device.name, "count": plan.device.count},
+        "output_dir": str(plan.output_dir),
+        "decisions": decisions,
+        "given": dict(plan.given),
+    }
+
+
+def _outcome(outcome: Outcome, story: Story) -> dict[str, Any]:
+    result = outcome.result
+    return {
+        "run_id": outcome.run_id,
+        "output_dir": str(outcome.output_dir),
+        "model_dir": str(result.model_dir),
+        "best_step": result.best_step,
+        "trainable_parameters": result.trainable_parameters,
+        "total_parameters": result.total_parameters,
+        "metrics": dict(result.metrics),
+        "exact_match": dict(story.exact_match),
+        "elapsed_s": round(_elapsed(story), 3),
+    }
+
+
+def _summary(outcome: Outcome, story: Story) -> list[list[str]]:
+    metrics = outcome.result.metrics
+    rows = []
+    if story.losses:
+        rows.append(["loss", " → ".join(number(loss) for loss in story.losses)])
+    if isinstance(metrics.get("eval_loss"), float):
+        best = f" (best checkpoint: step {outcome.result.best_step})" if outcome.result.best_step is not None else ""
+        rows.append(["eval loss", f"{number(float(metrics['eval_loss'] or 0))}{best}"])
+    if story.exact_match:
+        measured = " → ".join(share(value) for value in story.exact_match.values())
+        rows.append(["exact match", f"{measured} of {story.samples} held-out rows ({' → '.join(story.exact_match)})"])
+    rows.append(["saved", str(outcome.result.model_dir)])
+    model = shlex.quote(str(outcome.result.model_dir))
+    rows.append(["next", f'llamafarm generate --model {model} --prompt "…"'])
+    if (outcome.output_dir / "runs").is_dir():
+        rows.append(["", f"tensorboard --logdir {shlex.quote(str(outcome.output_dir / 'runs'))}"])
+    return rows
+
+
+def _elapsed(story: Story) -> float:
+    return time.monotonic() - story.started

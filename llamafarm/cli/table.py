@@ -1,0 +1,59 @@
+"""All commands: name, where the function is, and its line in `--help`. Nothing here is imported before it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+PROGRAM: Final = "llamafarm"
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A command: `target` is `module:function`."""
+
+    target: str
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A group of commands; `default` is the one that runs when only the group is named."""
+
+    help: str
+    commands: Mapping[str, Leaf]
+    default: str = ""
+
+
+COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
+    "train": Leaf("llamafarm.cli.train:train", "Train what a strategy describes."),
+    "finetune": Branch(
+        "The same training, in the guide's other spelling.",
+        {"start": Leaf("llamafarm.cli.train:train", "Same as `train`.")},
+    ),
+    "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
+    "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
+    "datagen": Branch(
+        "Generate datasets.",
+        {"smart-home": Leaf("llamafarm.cli.datagen:smart_home", "Commands for a smart home, in several languages.")},
+    ),
+    "validate": Leaf("llamafarm.cli.validate:validate", "Check strategy files and show every error at once."),
+    "explain": Leaf("llamafarm.cli.explain:explain", "Show every setting of a strategy and where it comes from."),
+    "strategies": Branch(
+        "Ready-made strategies.",
+        {
+            "list": Leaf("llamafarm.cli.strategies:list_", "List what can be trained by name."),
+            "show": Leaf("llamafarm.cli.strategies:show", "Print a strategy's file."),
+            "copy": Leaf("llamafarm.cli.strategies:copy", "Copy a strategy's file, to make it yours."),
+        },
+        default="list",
+    ),
+    "plugins": Branch(
+        "Installed components.",
+        {"list": Leaf("llamafarm.cli.plugins:list_", "List components, and plugins that could not be loaded.")},
+        default="list",
+    ),
+    "schema": Leaf("llamafarm.cli.schema:schema", "Print the JSON Schema of strategies, for editors."),
+    "doctor": Leaf("llamafarm.cli.doctor:doctor", "Check what this machine can do, and what is missing."),
+}

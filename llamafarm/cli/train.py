@@ -1,0 +1,109 @@
+"""`train`, also spelt `finetune start`: parse, load, plan, run, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from llamafarm.cli.options import flags_from
+from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
+from llamafarm.cli.progress import show_progress
+from llamafarm.cli.session import session_of
+from llamafarm.errors import LlamaFarmError, UsageError
+
+if TYPE_CHECKING:
+    from llamafarm.core.registry import Registry
+
+FLAGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "model": "base_model.huggingface_id",
+        "dataset": "dataset.path",
+        "eval_dataset": "dataset.eval_path",
+        "method": "method",
+        "epochs": "training.num_epochs",
+        "max_steps": "training.max_steps",
+        "batch_size": "training.batch_size",
+        "learning_rate": "training.learning_rate",
+        "seed": "training.seed",
+        "output": "output_dir",
+        "overwrite": "overwrite_output_dir",
+        "job_name": "name",
+    }
+)
+
+
+def train(
+    context: typer.Context,
+    strategy: Annotated[
+        str | None,
+        typer.Option("--strategy", "-s", "--strategy-file", "--config", "-c", help="Name, FILE, or FILE:NAME."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", "--base-model", help="Base model: folder, hub id, or builtin:NAME."),
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", "-d", "--train-dataset", help="Rows to train on, one JSON a line.")
+    ] = None,
+    eval_dataset: Annotated[Path | None, typer.Option("--eval-dataset", help="Held-out rows.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="lora, full, or another installed method.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", "--num-epochs", help="Passes over the rows.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per device and step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same losses.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", "--output-dir", help="Where the run writes; ./output by default.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--overwrite-output-dir", help="Replace an earlier run there.")
+    ] = False,
+    job_name: Annotated[str | None, typer.Option("--job-name", help="Name of the run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why; write nothing.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show every decision before training.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only warnings, errors and where the result is.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train what a strategy describes. Options win over the strategy's file, and --set over both.
+
+    Without a strategy, --model and --dataset make one: LoRA with the defaults.
+    """
+    from llamafarm.core.load import load
+    from llamafarm.core.plan import make_plan
+    from llamafarm.core.registry import load_registry
+    from llamafarm.core.request import Request
+    from llamafarm.core.run import train as run_training
+
+    session = session_of(context)
+    registry = load_registry()
+    if strategy is None and not (model and dataset):
+        raise _no_strategy(registry, context)
+    request = Request(strategy, flags_from(context, FLAGS), tuple(sets or ()))
+    loaded = load(request, registry)
+    planned = make_plan(loaded, registry)
+    if dry_run:
+        for notice in loaded.notices:
+            session.notice(notice)
+        show_plan(session, planned, as_json=as_json)
+        return
+    if verbose:
+        say_plan(session, planned)
+    with show_progress(session, quiet=quiet) as listener:
+        story = Story(listener)
+        outcome = run_training(loaded, planned, registry, story)
+    show_outcome(session, outcome, story, quiet=quiet, as_json=as_json)
+
+
+def _no_strategy(registry: Registry, context: typer.Context) -> LlamaFarmError:
+    from llamafarm.core.resources import list_strategies
+
+    names = ", ".join(list_strategies(registry)) or "none"
+    hint = f"give --strategy NAME or FILE (known: {names}), or --model and --dataset"
+    return UsageError.of("LF-USAGE-006", "no strategy is named", where=context.command_path, hint=hint)
