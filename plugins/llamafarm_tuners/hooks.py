@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamafarm.api import FineTuner, hookimpl
+from llamafarm_tuners.llamafactory.tuner import LlamaFactoryTuner
 from llamafarm_tuners.pytorch.tuner import PytorchTuner
 
 
 @hookimpl
 def llamafarm_fine_tuners() -> Sequence[type[FineTuner[Any]]]:
     """The fine-tuners of this package."""
-    return [PytorchTuner]
+    return [PytorchTuner, LlamaFactoryTuner]
