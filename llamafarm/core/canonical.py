@@ -195,9 +195,11 @@ class _Canonicalizer:
         if before is not None and not isinstance(value, dict) and self.conflict(target, before, value, path, alias):
             return
         field_config = None if config is None or "." in name else _config_of(config.model_fields[name])
+        if value is None and (field_config is not None or name == "method"):
+            return  # `dataset:` with nothing behind it: not given
         if name == "method" and target[:3] == TUNER:
             self.methods(value, path, target)
-        elif field_config is not None and value is not None:
+        elif field_config is not None:
             self.block(field_config, value, path, target)
         else:
             self.leaf(config, name, value, path, target)

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+import pluggy
+import pytest
+from core_test_components import Cpu, Cuda, Dora, Full, Hash, Lora, Pytorch
+from core_test_components import registry as make_registry
+
+from llamafarm.api import hookimpl, hooks
+from llamafarm.core.load import load
+from llamafarm.core.plan import make_plan
+from llamafarm.core.request import Flag, Request
+from llamafarm.core.run import train
+from llamafarm.errors import (
+    DataError,
+    ExitCode,
+    HardwareError,
+    ModelError,
+    NumericError,
+    RunDirectoryError,
+    StrategyError,
+)
+
+STRATEGY = """\
+name: try
+fine_tuner:
+  config:
+    base_model: ./base
+    dataset: data.jsonl
+    training: {hub_token: "${MY_TOKEN:-}"}
+"""
+
+
+class Failing(Pytorch):
+    """Fails before (`steps` 0) or after its first step."""
+
+    steps = 0
+    error: type[BaseException] = KeyboardInterrupt
+
+    def fit(self, plan, data, run):
+        if self.steps:
+            super().fit(plan, data, run)
+        (plan.output_dir / "half").write_text("half")
+        raise self.error
+
+
+@pytest.fixture
+def project(write, tmp_path):
+    write("{}", "base/config.json")
+    write('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n', "data.jsonl")
+    return write(STRATEGY)
+
+
+def run(registry, name, *flags, sets=(), listener=lambda event: None):
+    loaded = load(Request(name, tuple(Flag(*flag) for flag in flags), sets), registry)
+    return train(loaded, make_plan(loaded, registry), registry, listener)
+
+
+def manifest(tmp_path):
+    return json.loads((tmp_path / "output/llamafarm/manifest.json").read_text())
+
+
+def test_a_finished_run_leaves_its_record(registry, project, tmp_path):
+    events = []
+    outcome = run(registry, project, listener=events.append)
+    own = tmp_path / "output/llamafarm"
+    assert (own / "strategy.yaml").read_text() == STRATEGY
+    assert "# from: s.yaml:4:17" in (own / "resolved.yaml").read_text()
+    facts = manifest(tmp_path)
+    assert facts["status"] == "completed"
+    assert facts["metrics"] == {"train_loss": 1.0}
+    assert facts["rows"]["trained"] == 2
+    assert facts["run_id"] == outcome.run_id
+    assert facts["versions"]["torch"]
+    lines = [json.loads(line) for line in (own / "events.jsonl").read_text().splitlines()]
+    assert [line["type"] for line in lines] == [event.type for event in events]
+    assert lines[-1]["type"] == "result"
+
+
+def test_failing_before_the_first_step_leaves_nothing(project, tmp_path):
+    registry = make_registry(Lora, Failing, Cpu, Hash)
+    with pytest.raises(KeyboardInterrupt):
+        run(registry, project, sets=("output_dir=deep/er/output",))
+    assert not (tmp_path / "deep").exists()
+
+
+def test_failing_later_keeps_what_there_is_and_says_so(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(Failing, "steps", 1)
+    registry = make_registry(Lora, Failing, Cpu, Hash)
+    with pytest.raises(KeyboardInterrupt):
+        run(registry, project)
+    assert (tmp_path / "output/half").exists()
+    facts = manifest(tmp_path)
+    assert (facts["status"], facts["exit_code"]) == ("interrupted", ExitCode.INTERRUPTED)
+
+
+def test_a_numeric_failure_records_its_exit_code(project, tmp_path, monkeypatch):
+    class Nan(NumericError):
+        def __init__(self):
+            super().__init__(NumericError.of("LF-NUMERIC-001", "loss is nan").problems)
+
+    monkeypatch.setattr(Failing, "steps", 1)
+    monkeypatch.setattr(Failing, "error", Nan)
+    with pytest.raises(NumericError):
+        run(make_registry(Lora, Failing, Cpu, Hash), project)
+    assert manifest(tmp_path)["exit_code"] == ExitCode.NUMERIC
+
+
+def test_an_earlier_run_is_kept_unless_overwriting_succeeds(registry, project, tmp_path):
+    run(registry, project)
+    (tmp_path / "output/mine").write_text("x")
+    with pytest.raises(RunDirectoryError, match="--overwrite"):
+        run(registry, project)
+    overwrite = ("overwrite_output_dir", True, "--overwrite")
+    with pytest.raises(KeyboardInterrupt):
+        run(make_registry(Lora, Failing, Cpu, Hash), project, overwrite)
+    assert (tmp_path / "output/mine").exists(), "a run that never trained does not cost the old one"
+    run(registry, project, overwrite)
+    assert not (tmp_path / "output/mine").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_foreign_folders_and_live_runs_are_never_touched(registry, project, tmp_path, overwrite):
+    flag = ("overwrite_output_dir", overwrite, "--overwrite")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/thesis.tex").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match="holds no run of ours"):
+        run(registry, project, flag)
+    assert (tmp_path / "output/thesis.tex").read_text() == "years of work"
+    (tmp_path / "output/thesis.tex").unlink()
+    run(registry, project, flag)
+    path = tmp_path / "output/llamafarm/manifest.json"
+    facts = json.loads(path.read_text()) | {"status": "running", "pid": os.getppid()}
+    path.write_text(json.dumps(facts))
+    with pytest.raises(RunDirectoryError, match=f"process {os.getppid()}"):
+        run(registry, project, flag)
+
+
+def test_secrets_are_in_no_file(registry, project, tmp_path, monkeypatch):
+    class Chatty(Pytorch):
+        def fit(self, plan, data, run):
+            logging.getLogger("lib").warning("using %s", "hf_secret_value")
+            run.emit("notice", message="token hf_secret_value")
+            return super().fit(plan, data, run)
+
+    monkeypatch.setenv("MY_TOKEN", "hf_secret_value")
+    run(make_registry(Lora, Chatty, Cpu, Hash), project)
+    texts = [path.read_text() for path in (tmp_path / "output").rglob("*") if path.is_file()]
+    assert not any("hf_secret_value" in text for text in texts)
+    assert any("using <redacted>" in text for text in texts)
+
+
+def test_observers_watch_and_cannot_break_the_run(project):
+    seen = []
+
+    class Watcher:
+        @hookimpl
+        def llamafarm_run_started(self, run):
+            seen.append(("started", run.run_id))
+            raise RuntimeError("observer bug")
+
+        @hookimpl
+        def llamafarm_run_finished(self, run, result):
+            seen.append(("finished", result.metrics["train_loss"]))
+
+    manager = pluggy.PluginManager("llamafarm")
+    manager.add_hookspecs(hooks)
+    manager.register(Watcher(), "watcher")
+    events = []
+    outcome = run(make_registry(manager=manager), project, listener=events.append)
+    assert seen == [("started", outcome.run_id), ("finished", 1.0)]
+    assert "observer watcher: RuntimeError: observer bug" in [event.fields.get("message") for event in events]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ("base_model: ./bse", ModelError, r"s\.yaml:2:35: "),
+        ("dataset: null", StrategyError, "no dataset is given"),
+        ("base_model: null", StrategyError, "no base model is given"),
+        ("method: [lora, full]", StrategyError, "'lora' and 'full' do not stack"),
+        ("method: dora", StrategyError, "cannot run method 'dora'"),
+        ("dataset: dta.jsonl", DataError, r"data\.jsonl"),
+    ],
+)
+def test_plans_are_refused_with_reasons_and_nothing_is_written(project, write, tmp_path, changes, error, match):
+    class DoraKind(Dora):
+        name = "dora"
+
+        def adapter(self):
+            return type(super().adapter())("dora")
+
+    registry = make_registry(Lora, DoraKind, Full, Pytorch, Cpu, Hash)
+    defaults = {"base_model": "./base", "dataset": "data.jsonl", "method": "lora"}
+    key, _, value = changes.partition(": ")
+    body = ", ".join(f"{name}: {text}" for name, text in ({key: value} | {k: v for k, v in defaults.items() if k != key}).items())
+    name = write(f"name: x\nfine_tuner: {{config: {{{body}}}}}")
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(error, match=match):
+        run(registry, name)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_an_absent_device_is_a_hardware_error(project):
+    with pytest.raises(HardwareError, match="no cuda device: no driver"):
+        run(make_registry(Lora, Pytorch, Cpu, Cuda, Hash), project, sets=("hardware=cuda",))
+
+
+def test_rows_are_held_out_when_evaluation_is_asked_for(registry, project):
+    loaded = load(Request(project, sets=("training.eval_strategy=epoch",)), registry)
+    planned = make_plan(loaded, registry)
+    assert planned.splitter is not None
+    assert "data_splitter" in {decision.subject for decision in planned.plan.decisions}
+    assert make_plan(load(Request(project), registry), registry).splitter is None
+
+
