@@ -1,0 +1,58 @@
+"""`cpu`: always there."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llamafarm.api import DeviceSpec, HardwareProfile, NoConfig, Probe, Suggestion
+from llamafarm_hardware.limits import ROOT, allowed_cores, allowed_memory
+
+
+class CpuProfile(HardwareProfile[NoConfig]):
+    """The processor, with the cores and the memory that this process may use."""
+
+    name = "cpu"
+    priority = 10
+
+    def probe(self) -> Probe:
+        """Read what the kernel tells about the processor and the limits."""
+        facts = cpu_facts()
+        cores, memory = allowed_cores(), allowed_memory()
+        details = {"cores": cores, "bf16": bool(facts["avx512_bf16"] or facts["amx_bf16"]), "tf32": False, **facts}
+        name = str(details.pop("name"))
+        return Probe(DeviceSpec("cpu", name, 1, memory, details), f"{cores} cores, {memory / 2**30:.1f} GiB of memory")
+
+    def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:
+        """Full precision; nothing to pin memory for."""
+        return [
+            Suggestion("base_model.torch_dtype", "float32", f"full precision is sound on every CPU ({device.name})"),
+            Suggestion("base_model.attn_implementation", "sdpa", "fused attention, sound in float32"),
+            Suggestion("training.dataloader_pin_memory", value=False, reason="there is no GPU to copy to"),
+        ]
+
+
+def cpu_facts(root: Path = ROOT) -> Mapping[str, Any]:
+    """The processor's name, and which of the instruction sets that matter for training it has."""
+    facts = _cpuinfo(root)
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    return {
+        "name": facts.get("model name") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "avx2": "avx2" in flags,
+        "avx512": "avx512f" in flags,
+        "avx512_bf16": "avx512_bf16" in flags,
+        "amx_bf16": "amx_bf16" in flags,
+    }
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """The first processor's lines."""
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.split("\n\n", 1)[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
