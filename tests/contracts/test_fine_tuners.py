@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from llamafarm_tuners.pytorch.tuner import PyTorchTuner
+from llamafarm_tuners.pytorch.tuner import PytorchTuner
 
 from llamafarm.testing.contracts import FineTunerContract
 from llamafarm_tuners.llamafactory.tuner import LlamaFactoryTuner
 
 
-class TestPyTorch(FineTunerContract):
-    component = PyTorchTuner
+class TestPytorch(FineTunerContract):
+    component = PytorchTuner
     config = {"method": "lora", "training": {"max_steps": 3, "batch_size": 4}}
 
 

@@ -36,10 +36,6 @@ PINS = {
 }
 OWN = {"llamafarm", "llamafarm_tuners", "llamafarm_methods", "llamafarm_hardware", "llamafarm_splitters"}
 PARTS = {"pydantic-core": "pydantic"}  # a part that its owner pins exactly, and documents for use
-UNIMPORTED = {
-    # name → why a dependency that no source file imports is one all the same
-    "jinja2": "transformers renders chat templates with it and does not ask for it",
-}
 
 
 def sources() -> Iterator[Path]:
@@ -79,7 +75,7 @@ def test_whatever_is_imported_is_declared() -> None:
 
 def test_whatever_is_declared_is_imported() -> None:
     used = distributions(set().union(*(imported(path) for path in sources())))
-    assert set(RUN_TIME) - used == set(UNIMPORTED)
+    assert set(RUN_TIME) - used == set()
 
 
 @pytest.mark.parametrize("requirement", [*RUN_TIME.values(), *EXTRAS.values()], ids=lambda found: found.name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from llamafarm.api import Component
+from llamafarm.api import Component, Config
 from llamafarm.core.registry import load_registry
 from llamafarm.testing.fresh import heavy_after
 
@@ -65,8 +65,14 @@ class ComponentContract:
                 setattr(config, name, getattr(config, name))
 
     def test_every_option_is_described(self) -> None:
-        schema = self.component.Config.model_json_schema()
-        assert [path for path, option in _options(schema) if not option.get("description", "").strip()] == []
+        missing = [
+            f"{model.__name__}.{name}"
+            for model in _models(self.component.Config)
+            for name, field in model.model_fields.items()
+            if not (field.description or "").strip()
+        ]
+        assert missing == []
+        self.component.Config.model_json_schema()
 
     def test_aliases_lead_to_options(self) -> None:
         config = self.component.Config
@@ -75,8 +81,16 @@ class ComponentContract:
             assert target.partition(".")[0] in config.model_fields, f"{alias!r} leads to {target!r}, which is no option"
 
 
-def _options(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every property of a JSON Schema and of its definitions, with a path to name it."""
-    for model in (schema, *schema.get("$defs", {}).values()):
-        for name, option in model.get("properties", {}).items():
-            yield f"{model.get('title', '?')}.{name}", option
+def _models(config: type[Config]) -> Iterator[type[Config]]:
+    """A configuration class and those that its fields hold."""
+    yield config
+    for field in config.model_fields.values():
+        for annotation in _flat(field.annotation):
+            if isinstance(annotation, type) and issubclass(annotation, Config):
+                yield from _models(annotation)
+
+
+def _flat(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _flat(argument)

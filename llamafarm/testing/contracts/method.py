@@ -43,8 +43,10 @@ class MethodContract(ComponentContract):
 
         from llamafarm.models._load import load_model
 
+        asked = self.build().adapter().quantization
+        quantization = {option: "float32" if value == "auto" else value for option, value in asked.items()}
         config = BaseModelConfig(huggingface_id=str(folder))
-        return load_model(config, dtype=torch.float32, quantization=self.build().adapter().quantization)
+        return load_model(config, dtype=torch.float32, quantization=quantization)
 
     def apply(self, model: Any, output_dir: Path) -> Any:
         """The model with the method applied."""
