@@ -139,21 +139,19 @@ KINDS = (
         ("front_door", "back_door", "garage_door", "cellar_door", "balcony_door", "garden_gate"),
         _services("lock", "lock", "unlock"),
         placed=False,
-        weight=1,
     ),
     Kind(
         "switch",
         ("coffee_machine", "kettle", "dishwasher", "washing_machine", "dryer", "sprinkler", "water_pump", "doorbell"),
         _services("switch", "turn_on", "turn_off"),
         placed=False,
-        weight=1,
     ),
     Kind(
         "vacuum",
         ("robot",),
         (*_services("vacuum", "start", "pause", "dock"), Service("vacuum.clean", "room", ROOMS)),
         placed=False,
-        weight=1,
+        weight=3,
     ),
     Kind(
         "timer",
