@@ -29,7 +29,7 @@ def test_each_value_has_its_origin(cli, mine):
     ended = cli("explain", mine, "--set", "training.seed=7")
     assert ended.code == 0
     found = rows(ended)
-    assert found["training.learning_rate"] == ["0.0001", "mine.yaml:7:32"]
+    assert found["training.learning_rate"] == ["0.0001", "mine.yaml:7:31"]
     assert found["method.0.r"] == ["8", "mine.yaml:6:29"]
     assert found["training.seed"] == ["7", "--set training.seed"]
     assert found["training.adam_beta1"] == ["0.9", "default"]
@@ -61,7 +61,7 @@ def test_json_names_the_kind_of_each_origin(cli, mine):
         "key": "training.learning_rate",
         "value": 0.0001,
         "kind": "strategy",
-        "from": "mine.yaml:7:32",
+        "from": "mine.yaml:7:31",
     }
     assert found["training.adam_beta1"]["kind"] == "default"
 

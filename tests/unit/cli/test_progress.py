@@ -26,7 +26,9 @@ LOG = Event(
         "remaining_s": 165.0,
     },
 )
-MODEL = Event("model", {"trainable_parameters": 2_097_152, "total_parameters": 1_300_000_000, "base": "a", "method": "lora"})
+MODEL = Event(
+    "model", {"trainable_parameters": 2_097_152, "total_parameters": 1_300_000_000, "base": "a", "method": "lora"}
+)
 EVENTS = [
     Event("phase", {"name": "loading model"}),
     MODEL,

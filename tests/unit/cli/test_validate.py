@@ -69,7 +69,9 @@ def test_a_wrong_fragment_is_no_less_wrong(cli, write):
 
 
 def test_each_strategy_of_a_file_is_checked(cli, write):
-    both = "strategies:\n- {name: a, fine_tuner: {type: pytorch}}\n- {name: b, fine_tuner: {type: pytorch, confg: {}}}\n"
+    both = (
+        "strategies:\n- {name: a, fine_tuner: {type: pytorch}}\n- {name: b, fine_tuner: {type: pytorch, confg: {}}}\n"
+    )
     ended = cli("validate", write("both.yaml", both))
     assert ended.code == 2
     assert ended.out.startswith("✓ both.yaml:a  strategy 'a'")
