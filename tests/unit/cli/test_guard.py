@@ -25,7 +25,8 @@ def failing(cli, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LlamaFarmError)]
+    "kind",
+    [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LlamaFarmError)],
 )
 def test_each_kind_of_error_has_its_exit_code(failing, kind):
     ended = failing(kind([Problem("LF-X-001", "it is wrong", "a.txt:3", "mend it")]))
@@ -49,7 +50,7 @@ def test_a_defect_is_one_line_and_a_report(failing, tmp_path, monkeypatch):
     text = report.read_text()
     assert "command: llamafarm doctor" in text
     assert "Traceback (most recent call last)" in text
-    assert 'raise error' in text
+    assert "raise error" in text
     assert "a-very-secret-value" not in text
     assert report.stat().st_mode & 0o077 == 0
 

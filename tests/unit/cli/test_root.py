@@ -16,7 +16,9 @@ LEAVES = [
 def test_a_bare_call_shows_where_to_start(cli):
     ended = cli()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == f"""\
+    assert (
+        ended.out
+        == f"""\
 LlamaFarm {__version__}   fine-tune a language model from one YAML file
 
   llamafarm train -s quickstart    train a small model now: offline, on any CPU
@@ -25,6 +27,7 @@ LlamaFarm {__version__}   fine-tune a language model from one YAML file
   llamafarm doctor                 what this machine can do, and what is missing
   llamafarm --help                 everything else
 """
+    )
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
@@ -61,8 +64,14 @@ def test_version(cli):
         (["strategies", "lst"], "llamafarm strategies: there is no command 'lst'; did you mean 'list'? [LF-USAGE-002]"),
         (["finetune"], "llamafarm finetune: a command is missing; give 'start' [LF-USAGE-002]"),
         (["train", "--epoch", "3"], "llamafarm train: there is no option '--epoch'; did you mean '--epochs'?"),
-        (["train", "--epochs"], "llamafarm train: option '--epochs' requires an argument; see 'llamafarm train --help'"),
-        (["finetune", "start", "--eposch", "1"], "llamafarm finetune start: there is no option '--eposch'; did you mean"),
+        (
+            ["train", "--epochs"],
+            "llamafarm train: option '--epochs' requires an argument; see 'llamafarm train --help'",
+        ),
+        (
+            ["finetune", "start", "--eposch", "1"],
+            "llamafarm finetune start: there is no option '--eposch'; did you mean",
+        ),
         (["train", "--epochs", "three"], "got 'three'; see 'llamafarm train --help' [LF-USAGE-003]"),
         (["strategies", "show"], "llamafarm strategies show: missing argument 'name'"),
         (["strategies", "list", "more"], "llamafarm strategies list: "),
