@@ -130,9 +130,11 @@ class Run:
         level = root.level
         root.addHandler(handler)
         root.setLevel(min(level, logging.INFO) if level else logging.INFO)
+        logging.captureWarnings(capture=True)
         try:
             yield
         finally:
+            logging.captureWarnings(capture=False)
             root.removeHandler(handler)
             root.setLevel(level)
             handler.close()
