@@ -11,6 +11,8 @@ from llamafarm.api import Example
 
 DIGEST_BYTES = 16
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
 
 def row_digest(fields: Mapping[str, Any]) -> bytes:
     """16 bytes over the row's canonical JSON: sorted keys, no spaces."""
@@ -34,5 +36,4 @@ def data_digest(parts: Mapping[str, Iterable[bytes]]) -> str:
 
 
 def _digest(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+    return blake2b(_CANONICAL.encode(value).encode(), digest_size=DIGEST_BYTES).digest()

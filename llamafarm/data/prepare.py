@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamafarm.api import DatasetConfig, DataSplitter, PreparedData, Row
+from llamafarm.data.assign import assign
 from llamafarm.data.digests import data_digest
 from llamafarm.data.load import Loaded, Notice, Rows, file_rows, generated_rows, load
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.siblings import find_split
-from llamafarm.data.split import assign
 from llamafarm.errors import DataError
 
 
@@ -50,9 +50,9 @@ def prepare(dataset: DatasetConfig, splitter: DataSplitter[Any] | None, *, notic
     rows = _checked(rows, log)
     if splitter is None:
         _exhaust(rows)
-        sides = [False] * len(whole.examples)
+        sides: Sequence[bool] = [False] * len(whole.examples)
     else:
-        sides = assign(rows, splitter, key=lambda row: whole.contents[row.index])
+        sides = assign(rows, splitter, key=lambda row: whole.contents[row.index]).held_out
     return _result(_side(whole, sides, held_out=False), _side(whole, sides, held_out=True), {})
 
 
@@ -101,8 +101,8 @@ def _exhaust(rows: Iterable[Row]) -> None:
     deque(rows, maxlen=0)
 
 
-def _side(whole: Loaded, sides: list[bool], *, held_out: bool) -> Loaded:
-    chosen = [index for index, side in enumerate(sides) if side is held_out]
+def _side(whole: Loaded, sides: Sequence[bool], *, held_out: bool) -> Loaded:
+    chosen = [index for index, side in enumerate(sides) if bool(side) is held_out]
     return Loaded([whole.examples[index] for index in chosen], [whole.contents[index] for index in chosen])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,19 +65,48 @@ def read_raw(path: str | Path, log: ProblemLog) -> Iterator[RawRow]:
         raise DataError.of("LF-DATA-003", "no rows", where=str(path), hint="write one JSON object a line")
 
 
+def reread(path: str | Path) -> Iterator[bytes]:
+    """Yield the rows of a file that has been read before, each on one line, without checking them again.
+
+    Raises:
+        DiskError: If the file cannot be read.
+    """
+    with _opened(Path(path)) as (stream, array):
+        if array:
+            for row in _array(Path(path), stream.read(), ProblemLog()):
+                yield row.raw if b"\n" not in row.raw else json.dumps(row.fields, ensure_ascii=False).encode()
+            return
+        for _, line in _lines(stream):
+            if raw := line.strip(_SPACE):
+                yield raw
+
+
 def _read(path: Path, log: ProblemLog) -> Iterator[RawRow]:
+    with _opened(path) as (stream, array):
+        if array:
+            yield from _array(path, stream.read(), log)
+        elif _is_utf16(stream):
+            log.add(Problem("LF-DATA-005", "UTF-16, not UTF-8", f"{path}:1", "save the file as UTF-8"))
+        else:
+            yield from _json_lines(path, stream, log)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The open file, and whether it is one JSON array."""
     try:
         with path.open("rb") as stream:
             head = stream.read(4096)
             stream.seek(0)
-            if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-                log.add(Problem("LF-DATA-005", "UTF-16, not UTF-8", f"{path}:1", "save the file as UTF-8"))
-            elif head.removeprefix(_BOM).lstrip(_SPACE).startswith(b"["):
-                yield from _array(path, stream.read(), log)
-            else:
-                yield from _json_lines(path, stream, log)
+            yield stream, head.removeprefix(_BOM).lstrip(_SPACE).startswith(b"[")
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def _is_utf16(stream: BinaryIO) -> bool:
+    head = stream.read(2)
+    stream.seek(0)
+    return head in (b"\xff\xfe", b"\xfe\xff")
 
 
 def _json_lines(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[RawRow]:

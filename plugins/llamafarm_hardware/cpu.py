@@ -11,7 +11,7 @@ from llamafarm.api import DeviceSpec, HardwareProfile, NoConfig, Probe, Suggesti
 from llamafarm_hardware.limits import ROOT, allowed_cores, allowed_memory
 
 
-class CpuProfile(HardwareProfile[NoConfig]):
+class Cpu(HardwareProfile[NoConfig]):
     """The processor, with the cores and the memory that this process may use."""
 
     name = "cpu"

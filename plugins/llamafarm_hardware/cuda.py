@@ -16,7 +16,7 @@ _AMPERE = (8, 0)
 _GOOD_CUDA, _GOOD_CUDNN = (12, 4), (9, 1)
 
 
-class CudaProfile(HardwareProfile[NoConfig]):
+class Cuda(HardwareProfile[NoConfig]):
     """NVIDIA GPUs, by what the driver says and what torch was built for."""
 
     name = "cuda"

@@ -11,8 +11,8 @@ from llamafarm.api import HardwareProfile, hookimpl
 @hookimpl
 def llamafarm_hardware_profiles() -> Sequence[type[HardwareProfile[Any]]]:
     """The profiles of this package."""
-    from llamafarm_hardware.cpu import CpuProfile
-    from llamafarm_hardware.cuda import CudaProfile
-    from llamafarm_hardware.mps import MpsProfile
+    from llamafarm_hardware.cpu import Cpu
+    from llamafarm_hardware.cuda import Cuda
+    from llamafarm_hardware.mps import Mps
 
-    return [CudaProfile, MpsProfile, CpuProfile]
+    return [Cuda, Mps, Cpu]

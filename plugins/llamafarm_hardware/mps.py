@@ -12,7 +12,7 @@ from llamafarm_hardware.torch_build import torch_build
 _OLDEST_MACOS = (12, 3)
 
 
-class MpsProfile(HardwareProfile[NoConfig]):
+class Mps(HardwareProfile[NoConfig]):
     """The GPU of an Apple-silicon Mac; it shares the machine's memory."""
 
     name = "mps"

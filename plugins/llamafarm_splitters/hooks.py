@@ -11,7 +11,7 @@ from llamafarm.api import DataSplitter, hookimpl
 @hookimpl
 def llamafarm_data_splitters() -> Sequence[type[DataSplitter[Any]]]:
     """The splitters of this package."""
-    from llamafarm_splitters.hashed import HashSplitter
-    from llamafarm_splitters.seeded import RandomSplitter
+    from llamafarm_splitters.hash import Hash
+    from llamafarm_splitters.random import Random
 
-    return [HashSplitter, RandomSplitter]
+    return [Hash, Random]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamafarm.api import NoConfig
-from llamafarm_hardware.cpu import CpuProfile, cpu_facts
+from llamafarm_hardware.cpu import Cpu, cpu_facts
 from llamafarm_hardware.limits import allowed_cores, allowed_memory
 
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -22,7 +22,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 
 def test_the_cpu_of_this_machine_is_always_there() -> None:
-    profile = CpuProfile(NoConfig())
+    profile = Cpu(NoConfig())
     device = profile.probe().device
     assert device is not None
     assert (device.type, device.count) == ("cpu", 1)

@@ -8,7 +8,7 @@ import pytest
 
 from llamafarm.api import NoConfig, Probe
 from llamafarm_hardware import cuda as cuda_module
-from llamafarm_hardware.cuda import CudaProfile
+from llamafarm_hardware.cuda import Cuda
 from llamafarm_hardware.nvidia import find_gpus
 from llamafarm_hardware.torch_build import TorchBuild
 
@@ -42,13 +42,13 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def probe() -> Probe:
-    return CudaProfile(NoConfig()).probe()
+    return Cuda(NoConfig()).probe()
 
 
 def suggestions() -> dict[str, Any]:
     device = probe().device
     assert device is not None
-    found = CudaProfile(NoConfig()).suggest(device)
+    found = Cuda(NoConfig()).suggest(device)
     assert all(suggestion.reason for suggestion in found)
     return {suggestion.path: suggestion.value for suggestion in found}
 

@@ -6,7 +6,7 @@ import pytest
 
 from llamafarm.api import NoConfig, Probe
 from llamafarm_hardware import mps as mps_module
-from llamafarm_hardware.mps import MpsProfile
+from llamafarm_hardware.mps import Mps
 from llamafarm_hardware.torch_build import TorchBuild
 
 
@@ -20,14 +20,14 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def probe() -> Probe:
-    return MpsProfile(NoConfig()).probe()
+    return Mps(NoConfig()).probe()
 
 
 def test_a_mac_is_found(mac: pytest.MonkeyPatch) -> None:
     device = probe().device
     assert device is not None
     assert (device.type, device.count) == ("mps", 1)
-    values = {suggestion.path: suggestion.value for suggestion in MpsProfile(NoConfig()).suggest(device)}
+    values = {suggestion.path: suggestion.value for suggestion in Mps(NoConfig()).suggest(device)}
     assert values == {
         "base_model.torch_dtype": "float32",
         "base_model.attn_implementation": "sdpa",

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from llamafarm.api import Row
 from llamafarm.errors import DataError
-from llamafarm_splitters.hashed import HashConfig, HashSplitter
+from llamafarm_splitters.hash import Hash, HashConfig
 from llamafarm_splitters.hooks import llamafarm_data_splitters
-from llamafarm_splitters.seeded import RandomConfig, RandomSplitter
+from llamafarm_splitters.random import Random, RandomConfig
 
 percentages = st.one_of(st.integers(1, 50), st.decimals(min_value="0.1", max_value=50, places=1).map(float))
 
@@ -25,15 +25,15 @@ def rows(contents: list[Any]) -> list[Row]:
     ]
 
 
-def hash_splitter(**options: Any) -> HashSplitter:
-    return HashSplitter(HashConfig(**options))
+def hash_splitter(**options: Any) -> Hash:
+    return Hash(HashConfig(**options))
 
 
-def random_splitter(**options: Any) -> RandomSplitter:
-    return RandomSplitter(RandomConfig(**options))
+def random_splitter(**options: Any) -> Random:
+    return Random(RandomConfig(**options))
 
 
-def held_out(splitter: HashSplitter | RandomSplitter, contents: list[int]) -> set[int]:
+def held_out(splitter: Hash | Random, contents: list[int]) -> set[int]:
     sides = splitter.held_out(iter(rows(contents)))
     assert len(sides) == len(contents)
     return {content for content, side in zip(contents, sides, strict=True) if side}

@@ -14,7 +14,7 @@ class HashConfig(ShareConfig):
     """Options of the `hash` splitter. It needs no seed, and the share is met on average."""
 
 
-class HashSplitter(DataSplitter[HashConfig]):
+class Hash(DataSplitter[HashConfig]):
     """Holds a row out if its digest is below a threshold.
 
     Rows that are added, removed or moved change nothing for the others. One exception: if all rows fell on one side,

@@ -24,7 +24,7 @@ class RandomConfig(ShareConfig):
         return (*super().share_fields(), "eval_rows")
 
 
-class RandomSplitter(DataSplitter[RandomConfig]):
+class Random(DataSplitter[RandomConfig]):
     """Holds out exactly the share of distinct rows, rounded half up, at least one row on each side.
 
     The same seed chooses the same rows, in whatever order they stand.
