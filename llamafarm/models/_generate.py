@@ -39,7 +39,7 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Chat],
-    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    sampling: Sampling = Sampling(),  # frozen
     *,
     batch_size: int = 16,
     stream: Callable[[str], None] | None = None,
@@ -94,9 +94,7 @@ def _encode(prompt: str | Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]
     return list(encoding["input_ids"])
 
 
-def _end_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]
-) -> list[int]:
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]) -> list[int]:
     """The model's own end tokens, the tokenizer's, and what its template puts after an answer."""
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = set(own if isinstance(own, list) else [own])

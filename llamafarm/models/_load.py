@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,13 +122,14 @@ def require_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     if len(tokenizer) > rows:
         raise ModelError.of(
             "LF-MODEL-010",
-            f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows: they do not belong together",
+            f"the tokenizer has {len(tokenizer)} tokens, but the model's embedding only {rows} rows",
             hint="give the base model whose tokenizer this is",
         )
 
 
 def quiet() -> None:
     """Keep transformers' progress bars and chatter off the terminal; errors still raise."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
@@ -201,4 +203,3 @@ def _architecture(located: Located) -> str:
     except (OSError, ValueError):
         return ""
     return f"config.json says model_type {config.get('model_type')!r}"
-

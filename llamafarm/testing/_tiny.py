@@ -54,9 +54,9 @@ _SPECIFIC: dict[str, dict[str, Any]] = {
 }
 
 
-def build_tokenizer(folder: Path, pad_token: str = "<|pad|>") -> PreTrainedTokenizerBase:
+def build_tokenizer(folder: Path, pad: str = "<|pad|>") -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer with a chat template on a few sentences, and save it to `folder`."""
-    tokenizer = train_tokenizer(_SENTENCES, _scratch("llama", pad_token))
+    tokenizer = train_tokenizer(_SENTENCES, _scratch("llama", pad))
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -65,20 +65,20 @@ def build_model(architecture: str, folder: Path, seed: int = 0) -> Path:
     """Save a model with random weights and its tokenizer to `folder`, as a hub model would be, and return it."""
     quiet()
     # transformers adds this token to every Qwen2 tokenizer that lacks it
-    pad_token = "<|endoftext|>" if architecture == "qwen2" else "<|pad|>"
-    tokenizer = build_tokenizer(folder, pad_token)
+    pad = "<|endoftext|>" if architecture == "qwen2" else "<|pad|>"
+    tokenizer = build_tokenizer(folder, pad)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = new_model(_scratch(architecture, pad_token), tokenizer)
+        model = new_model(_scratch(architecture, pad), tokenizer)
     model.save_pretrained(folder)
     return folder
 
 
-def _scratch(architecture: str, pad_token: str) -> ScratchConfig:
+def _scratch(architecture: str, pad: str) -> ScratchConfig:
     return ScratchConfig(
         architecture={"model_type": architecture, **_SIZES, **_SPECIFIC[architecture]},
         vocab_size=400,
-        special_tokens={"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": pad_token},
+        special_tokens={"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": pad},
         extra_tokens=("<|system|>", "<|user|>", "<|assistant|>"),
         chat_template=CHAT_TEMPLATE,
     )

@@ -67,7 +67,7 @@ def _expected(targets: Sequence[str], layers: Sequence[str], config: LoraConfig)
         raise ModelError.of(
             "LF-MODEL-021",
             f"layers_to_transform {list(config.layers_to_transform or ())} leaves no layer to adapt",
-            hint=f"the first of the layers is {sorted(paths)[0]}; numbers start at 0",
+            hint=f"the first of the layers is {min(paths)}; numbers start at 0",
         )
     return sorted(chosen)
 
@@ -78,7 +78,9 @@ def _modules_to_save(model: nn.Module, names: Sequence[str]) -> list[str]:
         if not matching(name, paths):
             leaves = {path.rpartition(".")[2] for path in paths}
             raise ModelError.of(
-                "LF-MODEL-022", f"modules_to_save {name!r}: no module of this model has that name", hint=nearest(name, leaves)
+                "LF-MODEL-022",
+                f"modules_to_save {name!r}: no module of this model has that name",
+                hint=nearest(name, leaves),
             )
     return list(names)
 

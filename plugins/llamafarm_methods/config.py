@@ -53,7 +53,7 @@ class LoraConfig(Config):
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r).")
     init_lora_weights: bool | str = Field(
-        True, description="`true` (no change at the start), `gaussian`, `orthogonal`, `olora`, `pissa`, `pissa_niter_N`."
+        True, description="`true`: no change at the start; `gaussian`, `orthogonal`, `olora`, `pissa`, `pissa_niter_N`."
     )
 
     @property
@@ -114,14 +114,15 @@ class QuantizationConfig(Config):
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
         if self.load_in_4bit is False and not self.load_in_8bit:
-            raise ValueError("neither load_in_4bit nor load_in_8bit: use the method 'lora' for a base that is not quantized")
+            raise ValueError("neither 4 nor 8 bits: use the method 'lora' for a base that is not quantized")
         return self
 
     def options(self) -> dict[str, Any]:
         """What applies to the width that was chosen."""
         if self.load_in_8bit:
             return {"load_in_8bit": True}
-        return {"load_in_4bit": True, **self.model_dump(include={name for name in type(self).model_fields if "4bit_" in name})}
+        four_bit = {name for name in type(self).model_fields if name.startswith("bnb_4bit_")}
+        return {"load_in_4bit": True, **self.model_dump(include=four_bit)}
 
 
 class QloraConfig(LoraConfig):

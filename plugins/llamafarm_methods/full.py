@@ -23,4 +23,4 @@ class Full(Method[NoConfig]):
 
     def apply(self, model: nn.Module, run: RunContext) -> nn.Module:  # noqa: ARG002  # the contract's signature
         """Let every parameter train."""
-        return model.requires_grad_(True)  # noqa: FBT003  # torch's own method
+        return model.requires_grad_(True)

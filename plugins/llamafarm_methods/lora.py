@@ -30,4 +30,4 @@ class Lora(Method[LoraConfig]):
         """
         from llamafarm_methods._peft import attach_lora
 
-        return attach_lora(model, self.config, run)  # type: ignore[arg-type]  # tuners hand in a transformers model
+        return attach_lora(model, self.config, run)

@@ -33,4 +33,4 @@ class Qlora(Method[QloraConfig]):
         """
         from llamafarm_methods._peft import attach_lora
 
-        return attach_lora(model, self.config, run)  # type: ignore[arg-type]  # tuners hand in a transformers model
+        return attach_lora(model, self.config, run)

@@ -48,7 +48,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         tensors = (self.input_ids, self.attention_mask, self.targets, self.kept)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.tokens, self.labels)
+        ids, mask, targets, kept = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(ids, mask, targets, kept, self.tokens, self.labels)
 
 
 def collate(rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:

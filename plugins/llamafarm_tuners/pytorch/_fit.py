@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from llamafarm.api import Example, PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.data.tokens import TokenizedRow, tokenize
-from llamafarm.errors import StrategyError
+from llamafarm.errors import Problem, StrategyError
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match, questions
 from llamafarm_tuners.pytorch._checkpoints import BEST
@@ -58,7 +60,8 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
     work, parameters = _prepare(job, mixed)
     job.run.emit("phase", name="training")
-    course = train(work, job.run)
+    with _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"):
+        course = train(work, job.run)
     _exact_match(job, "tuned", work.trained.model, work.trained)
     metrics = _metrics(course, job.results)
     if accelerator.is_main_process:
@@ -76,7 +79,7 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     tokenizer = tokenizer_for(config.base_model, job.data.train)
     rows = _tokenized(job, tokenizer, job.data.train, "training")
     held_out = _tokenized(job, tokenizer, job.data.eval, "held-out")
-    _require_held_out(config, held_out)
+    _require_held_out(job, held_out)
     model: Any = model_for(config, plan, mixed, tokenizer, run)
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
@@ -109,26 +112,30 @@ def _tokenized(job: Fit, tokenizer: Any, examples: Sequence[Example], what: str)
     return list(tokenized.rows)
 
 
-def _require_held_out(config: PytorchConfig, held_out: Sequence[TokenizedRow]) -> None:
-    training, evaluation = config.training, config.evaluation
+def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
+    """Refuse what needs held-out rows when there are none; say so where it was only a default."""
+    training, evaluation = job.config.training, job.config.evaluation
     wanted = {
         "training.load_best_model_at_end": training.load_best_model_at_end,
         "training.early_stopping": training.early_stopping,
         "evaluation.exact_match": evaluation.exact_match,
     }
-    needing = [name for name, on in wanted.items() if on]
-    if needing and not held_out:
-        raise StrategyError.of(
-            "LF-TRAIN-010",
-            f"{', '.join(needing)}: nothing is held out to evaluate on",
-            hint="add dataset.eval_path or a data_splitter",
-        )
+    hint = "add dataset.eval_path or a data_splitter"
+    problems = []
+    for path in (path for path, on in wanted.items() if on and not held_out):
+        message = f"{path}: nothing is held out to evaluate on"
+        if path in job.plan.given:
+            problems.append(Problem("LF-TRAIN-010", message, job.plan.given[path], hint))
+        else:
+            job.run.emit("notice", message=f"{message}, so it is off; {hint}")
+    if problems:
+        raise StrategyError(problems)
 
 
 def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> None:
     """Measure exact match of the `base` or the `tuned` model, if that is wanted."""
     config = job.config.evaluation
-    wanted = config.exact_match and (which == "tuned" or config.baseline)
+    wanted = config.exact_match and job.data.eval and (which == "tuned" or config.baseline)
     if not wanted or not job.accelerator.is_main_process:
         return
     asked = questions(job.data.eval, config.max_samples)
@@ -195,6 +202,16 @@ def _accelerator(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
     return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)
+
+
+@contextmanager
+def _matmul_precision(*, tf32: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True, slots=True)

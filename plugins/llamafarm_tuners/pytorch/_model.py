@@ -78,4 +78,3 @@ def _device(plan: RunPlan) -> str:
 
 def _texts(examples: Sequence[Example]) -> list[str]:
     return [text for e in examples for text in ([e.text] if e.text is not None else [m.content for m in e.messages])]
-

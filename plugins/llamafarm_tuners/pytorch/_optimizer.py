@@ -38,4 +38,3 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
         optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, _BITSANDBYTES[training.optim])(groups, **adam)
         return optimizer
     return torch.optim.AdamW(groups, fused=training.optim == "adamw_torch_fused", **adam)
-

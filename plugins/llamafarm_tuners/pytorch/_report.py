@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Report:
         self._recent = Tally()
         self._sizes, self._training, self._run, self._device = sizes, training, run, accelerator.device
         self._started = time.perf_counter()
-        self._board = _tensorboard(folder) if self.active and "tensorboard" in training.report_to else None
+        self._board = _tensorboard(folder) if self.active and reports_to_tensorboard(training) else None
 
     def step(self, step: int, done: Tally, learning_rate: float, grad_norm: float) -> None:
         """Take in an optimizer step, and log if it is time."""
@@ -144,6 +145,11 @@ class Report:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
             self._board.flush()
+
+
+def reports_to_tensorboard(training: TrainingConfig) -> bool:
+    """Whether it is wanted and installed."""
+    return "tensorboard" in training.report_to and find_spec("tensorboard") is not None
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.optimization import get_scheduler
 
 from llamafarm.api import RunContext, TrainingConfig
+from llamafarm.errors import ModelError
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, collate, epoch_order, masked, micro_batches, steps_of
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, restore
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
@@ -219,6 +220,12 @@ def _placed(work: Work) -> nn.Module:
     """The model on its device, wrapped if there are several processes."""
     model, accelerator = work.trained.model, work.accelerator
     if work.training.gradient_checkpointing:
+        if not getattr(model, "supports_gradient_checkpointing", True):
+            raise ModelError.of(
+                "LF-MODEL-024",
+                "this architecture has no gradient checkpointing",
+                hint="set training.gradient_checkpointing: false",
+            )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if hasattr(model, "peft_config"):
             model.enable_input_require_grads()

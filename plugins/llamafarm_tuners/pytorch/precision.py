@@ -39,21 +39,24 @@ def quantization(options: Mapping[str, Any], base: BaseModelConfig, device: Devi
         settled = {"load_in_8bit": True}
     if settled.get("load_in_4bit"):
         asked = settled.get("bnb_4bit_compute_dtype", "auto")
-        best = "float32" if device.type == "cpu" else "bfloat16"
-        settled["bnb_4bit_compute_dtype"] = best if asked == "auto" or (device.type, asked) == ("cpu", "float16") else asked
+        on_cpu = device.type == "cpu"
+        if asked == "auto" or (on_cpu and asked == "float16"):
+            asked = "float32" if on_cpu else "bfloat16"
+        settled["bnb_4bit_compute_dtype"] = asked
     return settled
 
 
+def attention_asked(config: FineTunerConfig, plan: RunPlan) -> str:
+    """The attention kernel that is asked for, `use_flash_attention` taken into account; maybe `auto`."""
+    chosen = config.base_model.attn_implementation
+    if config.training.use_flash_attention and "base_model.attn_implementation" not in plan.given:
+        return "flash_attention_2"
+    return chosen
+
+
 def attention(config: FineTunerConfig, plan: RunPlan) -> str | None:
-    """The attention kernel to ask for; None leaves it to what the architecture supports."""
-    asked = config.base_model.attn_implementation
-    if config.training.use_flash_attention and asked == "auto":
-        asked = "flash_attention_2"
-    if asked == "auto" or (asked == "flash_attention_2" and not flash_attention_runs(plan.device)):
+    """The attention kernel to load the model with; None leaves it to what the architecture supports."""
+    asked = attention_asked(config, plan)
+    if asked == "flash_attention_2" and (plan.device.type != "cuda" or find_spec("flash_attn") is None):
         return None
-    return asked
-
-
-def flash_attention_runs(device: DeviceSpec) -> bool:
-    """Whether flash_attention_2 can run here."""
-    return device.type == "cuda" and find_spec("flash_attn") is not None
+    return None if asked == "auto" else asked

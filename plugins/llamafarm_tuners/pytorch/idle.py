@@ -1,0 +1,48 @@
+"""Settings that are accepted and change nothing here: each is said, none is dropped in silence. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llamafarm.api import Decision, RunPlan
+from llamafarm_tuners.pytorch.config import PytorchConfig
+
+
+def idle_settings(config: PytorchConfig, plan: RunPlan) -> Iterator[Decision]:
+    """A decision for each setting that was written down and has no effect in this combination."""
+    for path, idle, reason in _table(config):
+        given = path in plan.given or any(known.startswith(f"{path}.") for known in plan.given)
+        if idle and given:
+            yield Decision(path, "no effect", reason)
+
+
+def _table(config: PytorchConfig) -> Iterator[tuple[str, bool, str]]:
+    training, evaluation = config.training, config.evaluation
+    constant = training.lr_scheduler_type == "constant"
+    early = training.early_stopping
+    tracked = early or training.load_best_model_at_end
+    adam = training.optim != "sgd"
+    in_memory = "the batches are ready in memory"
+    yield "training.num_epochs", training.max_steps > 0, "max_steps decides"
+    yield (
+        "training.warmup_ratio",
+        constant or training.warmup_steps > 0,
+        ("a constant rate does not warm up" if constant else "warmup_steps decides"),
+    )
+    yield "training.warmup_steps", constant, "a constant rate does not warm up; constant_with_warmup does"
+    yield "training.eval_steps", training.eval_strategy != "steps", f"eval_strategy is {training.eval_strategy}"
+    yield "training.save_steps", training.save_strategy != "steps", f"save_strategy is {training.save_strategy}"
+    yield "training.eval_accumulation_steps", True, "evaluation keeps no predictions that would have to be moved"
+    yield "training.early_stopping_patience", not early, "early_stopping is off"
+    yield "training.early_stopping_threshold", not early, "early_stopping is off"
+    yield "training.greater_is_better", not tracked, "only checkpoint-best follows the metric"
+    yield "training.length_column_name", True, "lengths are counted in tokens"
+    yield "training.use_ipex", training.use_ipex, "its optimizations are part of torch itself by now"
+    yield "training.dataloader_num_workers", training.dataloader_num_workers > 0, in_memory
+    yield "training.dataloader_pin_memory", True, in_memory
+    yield "training.hub_strategy", not training.push_to_hub, "push_to_hub is off"
+    yield "training.adam_beta1", not adam, "sgd has no such parameter"
+    yield "training.adam_beta2", not adam, "sgd has no such parameter"
+    yield "training.adam_epsilon", not adam, "sgd has no such parameter"
+    for name in ("max_samples", "max_new_tokens", "batch_size", "baseline"):
+        yield f"evaluation.{name}", not evaluation.exact_match, "exact_match is off"
