@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from llamafarm_splitters.hash import Hash
-from llamafarm_splitters.random import Random
-
 from llamafarm.testing.contracts import SplitterContract
+from llamafarm_splitters.hashed import HashSplitter
+from llamafarm_splitters.seeded import RandomSplitter
 
 
 class TestHash(SplitterContract):
-    component = Hash
+    component = HashSplitter
 
 
 class TestRandom(SplitterContract):
-    component = Random
+    component = RandomSplitter
