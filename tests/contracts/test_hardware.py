@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from llamafarm_hardware.cpu import CpuProfile
-from llamafarm_hardware.cuda import CudaProfile
-from llamafarm_hardware.mps import MpsProfile
+from llamafarm_hardware.cpu import Cpu
+from llamafarm_hardware.cuda import Cuda
+from llamafarm_hardware.mps import Mps
 
 from llamafarm.api import DeviceSpec
 from llamafarm.testing.contracts import HardwareContract
@@ -12,12 +12,12 @@ NEW = {"compute_capability": "9.0", "bf16": True, "tf32": True, "cuda": "12.8", 
 
 
 class TestCpu(HardwareContract):
-    component = CpuProfile
+    component = Cpu
     devices = (DeviceSpec("cpu", "a processor", memory_bytes=8 * GIB, details={"cores": 2, "bf16": False}),)
 
 
 class TestCuda(HardwareContract):
-    component = CudaProfile
+    component = Cuda
     devices = (
         DeviceSpec("cuda", "an older card", memory_bytes=8 * GIB, details={"compute_capability": "7.5", "bf16": False}),
         DeviceSpec("cuda", "newer cards", count=8, memory_bytes=80 * GIB, details=NEW),
@@ -26,5 +26,5 @@ class TestCuda(HardwareContract):
 
 
 class TestMps(HardwareContract):
-    component = MpsProfile
+    component = Mps
     devices = (DeviceSpec("mps", "a laptop", memory_bytes=16 * GIB),)

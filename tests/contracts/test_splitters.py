@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from llamafarm.testing.contracts import SplitterContract
-from llamafarm_splitters.hashed import HashSplitter
-from llamafarm_splitters.seeded import RandomSplitter
+from llamafarm_splitters.hash import Hash
+from llamafarm_splitters.random import Random
 
 
 class TestHash(SplitterContract):
-    component = HashSplitter
+    component = Hash
 
 
 class TestRandom(SplitterContract):
-    component = RandomSplitter
+    component = Random
