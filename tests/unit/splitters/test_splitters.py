@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llamafarm_splitters.hashed import HashConfig, HashSplitter
-from llamafarm_splitters.hooks import llamafarm_data_splitters
-from llamafarm_splitters.seeded import RandomConfig, RandomSplitter
 from pydantic import ValidationError
 
 from llamafarm.api import Row
 from llamafarm.errors import DataError
+from llamafarm_splitters.hashed import HashConfig, HashSplitter
+from llamafarm_splitters.hooks import llamafarm_data_splitters
+from llamafarm_splitters.seeded import RandomConfig, RandomSplitter
 
 percentages = st.one_of(st.integers(1, 50), st.decimals(min_value="0.1", max_value=50, places=1).map(float))
 
