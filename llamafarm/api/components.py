@@ -101,7 +101,7 @@ class FineTuner(Component[TunerConfigT]):
     """A back end that trains.
 
     Attributes:
-        adapter_kinds: The `AdapterSpec.kind`s it can run.
+        adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
     """
 
     family = "fine_tuner"

@@ -265,7 +265,8 @@ class _Loading:
     def weak(self, merged: Layer, device_type: str) -> list[Layer]:
         """Defaults of the methods and of the hardware profile, weaker than anything written."""
         layers = []
-        for method in descend(merged.values, (*TUNER, "method")) or [{"type": "lora"}]:
+        tuner = descend(merged.values, (*TUNER[:2], "type")) or "pytorch"
+        for method in descend(merged.values, (*TUNER, "method")) or self.registry.default_methods(tuner):
             registered = self.registry.family("method").get(str(method.get("type")))
             if registered is not None and issubclass(registered.component, Method):
                 origin = Origin("method", f"method {registered.component.name}")

@@ -66,9 +66,10 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
 def _errors(loaded: Loaded, config: FineTunerConfig) -> Iterator[LlamaFarmError]:
     """What can be seen from the configuration alone."""
     if loaded.device is None:
-        probe = loaded.probes[loaded.device_type]
+        probe = loaded.probes.get(loaded.device_type)
+        reason = probe.reason if probe else "no hardware profile is installed"
         hint = "use --set hardware=auto"
-        yield HardwareError.of("LF-HARDWARE-001", f"no {loaded.device_type} device: {probe.reason}", hint=hint)
+        yield HardwareError.of("LF-HARDWARE-001", f"no {loaded.device_type} device: {reason}", hint=hint)
     if config.dataset.path is None and config.dataset.generate is None:
         yield StrategyError.of("LF-STRATEGY-030", "no dataset is given", hint="add --dataset FILE, or dataset.path")
     if config.base_model.huggingface_id is None and config.base_model.from_scratch is None:
@@ -134,7 +135,7 @@ def _stack_problems(tuner: FineTuner[Any], methods: tuple[Method[Any], ...], loa
         names = " and ".join(map(repr, bringing))
         message = f"{names} do not stack: each brings its own trainable parameters"
         yield Problem("LF-STRATEGY-032", message, where, "keep one of them")
-    if not bringing:
+    if tuner.adapter_kinds and not bringing:
         names = ", ".join(repr(method.name) for method in methods)
         yield Problem(
             "LF-STRATEGY-033", f"{names} trains nothing by itself", where, "stack it on a method such as lora"
@@ -144,7 +145,7 @@ def _stack_problems(tuner: FineTuner[Any], methods: tuple[Method[Any], ...], loa
         if kind not in tuner.adapter_kinds:
             known = ", ".join(sorted(tuner.adapter_kinds))
             message = f"fine-tuner {tuner.name!r} cannot run method {method.name!r} (kind {kind!r})"
-            yield Problem("LF-STRATEGY-034", message, where, f"it runs: {known}")
+            yield Problem("LF-STRATEGY-034", message, where, f"it runs: {known}" if known else "it takes no method")
 
 
 def _asked(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], Origin]]:

@@ -125,6 +125,13 @@ class Registry:
             raise PluginError([problem])
         return self.family(family)[type_].component
 
+    def default_methods(self, tuner: object) -> list[dict[str, str]]:
+        """What stands for an absent `method`: lora, or nothing for a fine-tuner that takes no method."""
+        registered = self.family("fine_tuner").get(str(tuner))
+        if registered and issubclass(registered.component, FineTuner) and not registered.component.adapter_kinds:
+            return []
+        return [{"type": "lora"}]
+
     def run_started(self, run: RunContext) -> None:
         """Tell the observers."""
         self._observe("llamafarm_run_started", run)

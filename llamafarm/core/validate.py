@@ -21,7 +21,7 @@ def validate(merged: Layer, registry: Registry, problems: list[Problem]) -> Stra
         StrategyError: With all problems.
         PluginError: If one of them is a plugin's.
     """
-    values = _complete(merged.values)
+    values = _complete(merged.values, registry)
     unknown = _take_unknown_types(merged, values, registry)
     found = _device_blocks(merged)
     strategy: Strategy | None = None
@@ -38,13 +38,13 @@ def validate(merged: Layer, registry: Registry, problems: list[Problem]) -> Stra
     return strategy
 
 
-def _complete(values: dict[str, Any]) -> dict[str, Any]:
+def _complete(values: dict[str, Any], registry: Registry) -> dict[str, Any]:
     """The values with the components that may be left out: pytorch, lora, auto."""
     components = dict(values.get("components") or {})
     tuner = {"type": "pytorch", "config": {}, **(components.get("fine_tuner") or {})}
     config = dict(tuner["config"]) if isinstance(tuner["config"], dict) else tuner["config"]
     if isinstance(config, dict) and not config.get("method"):
-        config["method"] = [{"type": "lora"}]
+        config["method"] = registry.default_methods(tuner["type"])
     components["fine_tuner"] = {**tuner, "config": config}
     components["hardware"] = {"type": "auto", **(components.get("hardware") or {})}
     return {**values, "components": components}
@@ -77,7 +77,7 @@ def _take_unknown_types(merged: Layer, values: dict[str, Any], registry: Registr
     if isinstance(methods, list):
         config["method"] = [
             node for index, node in enumerate(methods) if known("method", node, (*TUNER, "method", index))
-        ] or [{"type": "lora"}]
+        ] or registry.default_methods(components["fine_tuner"]["type"])
     return problems
 
 

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from llamafarm_tuners.pytorch.tuner import PytorchTuner
-
 from llamafarm.testing.contracts import FineTunerContract
 from llamafarm_tuners.llamafactory.tuner import LlamaFactoryTuner
+from llamafarm_tuners.pytorch.tuner import PytorchTuner
 
 
 class TestPytorch(FineTunerContract):
     component = PytorchTuner
-    config = {"method": "lora", "training": {"max_steps": 3, "batch_size": 4}}
+    short_run = {"method": "lora", "training": {"max_steps": 3, "batch_size": 4}}
 
 
 class TestLlamaFactory(FineTunerContract):

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+from llamafarm.testing.contracts import SplitterContract
 from llamafarm_splitters.hash import Hash
 from llamafarm_splitters.random import Random
-
-from llamafarm.testing.contracts import SplitterContract
 
 
 class TestHash(SplitterContract):

@@ -20,20 +20,22 @@ _MEASURED = re.compile(r"runtime|seconds|_s$|per_second|memory|bytes")
 
 
 class FineTunerContract(ComponentContract):
-    """Inherit and set `component`; give in `config` what a short run needs (`method`, `training` …).
+    """Inherit and set `component`.
 
     Attributes:
+        short_run: What a strategy of a short run says in the fine-tuner's `config` (`method`, `training` …).
         architecture: The tiny model (a name of the `tiny_model_dir` fixture) to train.
         trains: False for a fine-tuner that checks strategies and refuses to run them here.
     """
 
     component: ClassVar[type[FineTuner[Any]]]
+    short_run: ClassVar[Mapping[str, Any]] = {}
     architecture: ClassVar[str] = "llama"
     trains: ClassVar[bool] = True
 
     def strategy(self, model: Path, dataset: Path) -> Mapping[str, Any]:
         """The `fine_tuner:` block of a short run on a tiny model and dataset."""
-        given = {"base_model": str(model), "dataset": str(dataset), **self.config}
+        given = {"base_model": str(model), "dataset": str(dataset), **self.short_run}
         return {"type": self.component.name, "config": given}
 
     def train(self, tiny_model_dir: Callable[[str], Path], dataset: Path, run_strategy: RunStrategy) -> Finished:
