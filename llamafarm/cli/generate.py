@@ -14,7 +14,7 @@ from llamafarm.cli.session import session_of
 from llamafarm.errors import UsageError
 
 if TYPE_CHECKING:
-    from llamafarm.api.values import DeviceSpec
+    from llamafarm.api.values import DeviceSpec, Message
     from llamafarm.core.registry import Registry
     from llamafarm.models._generate import Chat
 
@@ -108,14 +108,16 @@ def _prompt(given: str | None) -> str:
     return text
 
 
-def _chat(system: str | None, prompt: str) -> Chat:
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    return [*messages, {"role": "user", "content": prompt}]
-
-
-def _answer(name: str, text: str, chat: Chat, sampling: dict[str, Any], write: Callable[[str], None] | None) -> str:
-    """The answer to a chat, in the form that training gave it; without a chat, the text's continuation."""
+def _chat(system: str | None, prompt: str) -> list[Message]:
     from llamafarm.api.values import Message
+
+    return [*([Message("system", system)] if system is not None else []), Message("user", prompt)]
+
+
+def _answer(
+    name: str, text: str, chat: list[Message], sampling: dict[str, Any], write: Callable[[str], None] | None
+) -> str:
+    """The answer to a chat, in the form that training gave it; without a chat, the text's continuation."""
     from llamafarm.core.registry import load_registry
     from llamafarm.data.plain import plain_prompt
     from llamafarm.models._generate import Sampling, generate
@@ -123,9 +125,11 @@ def _answer(name: str, text: str, chat: Chat, sampling: dict[str, Any], write: C
 
     device = _device(load_registry())
     model, tokenizer = load_for_generation(name, device=device.type if device else "cpu", dtype=_dtype(device))
-    prompt: str | Chat = chat or text
+    prompt: str | Chat = text
     if chat and tokenizer.chat_template is None:
-        prompt = plain_prompt([Message(**turn) for turn in chat])
+        prompt = plain_prompt(chat)
+    elif chat:
+        prompt = [{"role": message.role, "content": message.content} for message in chat]
     return str(generate(model, tokenizer, [prompt], Sampling(**sampling), stream=write)[0])
 
 
