@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamafarm.cli.files import refuse_existing, write_lines
+from llamafarm.cli.problems import printable
 from llamafarm.cli.session import session_of
 from llamafarm.errors import UsageError
 
@@ -55,12 +56,13 @@ def generate(
     name = _model(model, strategy)
     prompt = _prompt(prompt_argument if prompt_option is None else prompt_option)
     sampling = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-    write = (lambda piece: session.result(piece, end="")) if stream else None
+    shown = printable if sys.stdout.isatty() else str  # a model's words must not drive the terminal
+    write = (lambda piece: session.result(shown(piece), end="")) if stream else None
     answer = _answer(name, prompt, [] if raw else _chat(system, prompt), sampling, write)
     if as_json:
         session.result_json({"model": name, "prompt": prompt, "system": system, **sampling, "answer": answer})
     else:
-        session.result("" if stream else answer)
+        session.result("" if stream else shown(answer))
     if save is not None:
         write_lines(save, [answer], overwrite=overwrite)
         session.say(f"saved {save}")
