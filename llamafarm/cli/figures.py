@@ -6,8 +6,8 @@ _GIB = 1024**3
 
 
 def number(value: float) -> str:
-    """`0.8412`, `3.5e-05`, `12`."""
-    return f"{value:.4g}"
+    """`0.8412`, `3.5e-05`, `12`, `11370`."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def gib(size: float) -> str:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamafarm.cli.files import refuse_existing, write_lines
+from llamafarm.cli.problems import printable
 from llamafarm.cli.session import session_of
 from llamafarm.errors import UsageError
 
 if TYPE_CHECKING:
-    from llamafarm.api.values import DeviceSpec
+    from llamafarm.api.values import DeviceSpec, Message
     from llamafarm.core.registry import Registry
     from llamafarm.models._generate import Chat
 
@@ -55,12 +56,13 @@ def generate(
     name = _model(model, strategy)
     prompt = _prompt(prompt_argument if prompt_option is None else prompt_option)
     sampling = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-    write = (lambda piece: session.result(piece, end="")) if stream else None
+    shown = printable if sys.stdout.isatty() else str  # a model's words must not drive the terminal
+    write = (lambda piece: session.result(shown(piece), end="")) if stream else None
     answer = _answer(name, prompt, [] if raw else _chat(system, prompt), sampling, write)
     if as_json:
         session.result_json({"model": name, "prompt": prompt, "system": system, **sampling, "answer": answer})
     else:
-        session.result("" if stream else answer)
+        session.result("" if stream else shown(answer))
     if save is not None:
         write_lines(save, [answer], overwrite=overwrite)
         session.say(f"saved {save}")
@@ -108,14 +110,16 @@ def _prompt(given: str | None) -> str:
     return text
 
 
-def _chat(system: str | None, prompt: str) -> Chat:
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    return [*messages, {"role": "user", "content": prompt}]
-
-
-def _answer(name: str, text: str, chat: Chat, sampling: dict[str, Any], write: Callable[[str], None] | None) -> str:
-    """The answer to a chat, in the form that training gave it; without a chat, the text's continuation."""
+def _chat(system: str | None, prompt: str) -> list[Message]:
     from llamafarm.api.values import Message
+
+    return [*([Message("system", system)] if system is not None else []), Message("user", prompt)]
+
+
+def _answer(
+    name: str, text: str, chat: list[Message], sampling: dict[str, Any], write: Callable[[str], None] | None
+) -> str:
+    """The answer to a chat, in the form that training gave it; without a chat, the text's continuation."""
     from llamafarm.core.registry import load_registry
     from llamafarm.data.plain import plain_prompt
     from llamafarm.models._generate import Sampling, generate
@@ -123,9 +127,11 @@ def _answer(name: str, text: str, chat: Chat, sampling: dict[str, Any], write: C
 
     device = _device(load_registry())
     model, tokenizer = load_for_generation(name, device=device.type if device else "cpu", dtype=_dtype(device))
-    prompt: str | Chat = chat or text
+    prompt: str | Chat = text
     if chat and tokenizer.chat_template is None:
-        prompt = plain_prompt([Message(**turn) for turn in chat])
+        prompt = plain_prompt(chat)
+    elif chat:
+        prompt = [{"role": message.role, "content": message.content} for message in chat]
     return str(generate(model, tokenizer, [prompt], Sampling(**sampling), stream=write)[0])
 
 

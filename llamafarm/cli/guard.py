@@ -6,10 +6,12 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import typer
 
+from llamafarm.cli.hush import hushed
 from llamafarm.cli.problems import show_problems
 from llamafarm.cli.root import complete_shell, program
 from llamafarm.cli.session import Session
@@ -43,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
 def _run(session: Session) -> int:
     try:
         complete_shell()
-        with program().make_context(PROGRAM, list(session.argv), obj=session) as context:
+        with program().make_context(PROGRAM, list(session.argv), obj=session) as context, _libraries(session):
             context.command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as end:
@@ -61,6 +63,11 @@ def _run(session: Session) -> int:
     except Exception as error:  # noqa: BLE001  # the last net: a defect is reported, not shown as a traceback
         return _crash(session, error)
     return ExitCode.OK
+
+
+def _libraries(session: Session) -> AbstractContextManager[None]:
+    """Whether the libraries' warnings are seen: with --debug before the command (or LLAMAFARM_DEBUG=1)."""
+    return nullcontext() if session.debug else hushed()
 
 
 def _disk_error(error: OSError) -> LlamaFarmError:

@@ -67,7 +67,7 @@ def _start(context: typer.Context, version: Version = False, debug: Debug = Fals
 class RootGroup(LazyGroup):
     """The program's group: its help ends with the table of exit codes."""
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # the signature of the base
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the exit codes."""
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(int(code)), meaning) for code, meaning in EXIT_CODE_MEANINGS.items()])

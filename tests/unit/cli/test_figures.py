@@ -11,6 +11,8 @@ from llamafarm.cli.figures import duration, gib, number, share
         (number(0.841234), "0.8412"),
         (number(3.5e-05), "3.5e-05"),
         (number(12.0), "12"),
+        (number(11370.4), "11370"),
+        (number(float("nan")), "nan"),
         (gib(6.7 * 1024**3), "6.7 GiB"),
         (gib(300 * 1024**2), "0.3 GiB"),
         (gib(20 * 1024**2), "20 MiB"),

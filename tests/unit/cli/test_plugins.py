@@ -45,6 +45,8 @@ def test_failures_and_clashes_are_told():
     )
     assert troubles(describe(registry)) == [
         "farm-left 1.0 (plugin 'left') did not load: ModuleNotFoundError: No module named 'x'",
-        "data_splitter 'twice' is provided by farm-left (plugin 'left') and farm-right (plugin 'right'): "
-        "neither can be used",
+        (
+            "data_splitter 'twice' is provided by farm-left (plugin 'left') and farm-right (plugin 'right'): "
+            "neither can be used"
+        ),
     ]
