@@ -1,11 +1,10 @@
 from __future__ import annotations
 
+from llamafarm.api import DeviceSpec
+from llamafarm.testing.contracts import HardwareContract
 from llamafarm_hardware.cpu import Cpu
 from llamafarm_hardware.cuda import Cuda
 from llamafarm_hardware.mps import Mps
-
-from llamafarm.api import DeviceSpec
-from llamafarm.testing.contracts import HardwareContract
 
 GIB = 2**30
 NEW = {"compute_capability": "9.0", "bf16": True, "tf32": True, "cuda": "12.8", "cudnn": "9.10"}

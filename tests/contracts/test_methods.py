@@ -1,10 +1,9 @@
 from __future__ import annotations
 
+from llamafarm.testing.contracts import MethodContract
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
-
-from llamafarm.testing.contracts import MethodContract
 
 
 class TestLora(MethodContract):

@@ -44,7 +44,7 @@ def test_the_configuration_is_the_type_parameter() -> None:
 
 
 def test_a_component_without_configuration_is_refused_with_what_to_write() -> None:
-    with pytest.raises(ContractError, match=r"write class Made\(DataSplitter\[MyConfig\]\)"):
+    with pytest.raises(ContractError, match=r"write Made\(DataSplitter\[MyConfig\]\)"):
         splitter("x", base=DataSplitter)
 
 

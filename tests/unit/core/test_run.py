@@ -98,12 +98,12 @@ def test_failing_later_keeps_what_there_is_and_says_so(project, tmp_path, monkey
 
 
 def test_a_numeric_failure_records_its_exit_code(project, tmp_path, monkeypatch):
-    class Nan(NumericError):
+    class NanError(NumericError):
         def __init__(self):
             super().__init__(NumericError.of("LF-NUMERIC-001", "loss is nan").problems)
 
     monkeypatch.setattr(Failing, "steps", 1)
-    monkeypatch.setattr(Failing, "error", Nan)
+    monkeypatch.setattr(Failing, "error", NanError)
     with pytest.raises(NumericError):
         run(make_registry(Lora, Failing, Cpu, Hash), project)
     assert manifest(tmp_path)["exit_code"] == ExitCode.NUMERIC
@@ -197,7 +197,7 @@ def test_plans_are_refused_with_reasons_and_nothing_is_written(project, write, t
     registry = make_registry(Lora, DoraKind, Full, Pytorch, Cpu, Hash)
     defaults = {"base_model": "./base", "dataset": "data.jsonl", "method": "lora"}
     key, _, value = changes.partition(": ")
-    body = ", ".join(f"{name}: {text}" for name, text in ({key: value} | {k: v for k, v in defaults.items() if k != key}).items())
+    body = ", ".join(f"{name}: {text}" for name, text in ({key: value} | defaults | {key: value}).items())
     name = write(f"name: x\nfine_tuner: {{config: {{{body}}}}}")
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(error, match=match):
@@ -216,5 +216,3 @@ def test_rows_are_held_out_when_evaluation_is_asked_for(registry, project):
     assert planned.splitter is not None
     assert "data_splitter" in {decision.subject for decision in planned.plan.decisions}
     assert make_plan(load(Request(project), registry), registry).splitter is None
-
-
