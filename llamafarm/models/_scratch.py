@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -20,11 +20,18 @@ from llamafarm.errors import ModelError, nearest
 from llamafarm.models._load import ensure_pad
 
 
+_WORDS = r" ?\p{L}+|\p{N}{1,3}|[._/-]\p{L}+| ?[^\s\p{L}\p{N}]+|\s*\n|\s+(?!\S)|\s+"
+"""Where merges stop: a word takes the space before it, a number never does (so a number has one spelling in tokens),
+and the parts of a dotted or snake_case name stay whole."""
+
+
 def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer that can write any text; special tokens are never split or merged."""
     special = list(dict.fromkeys([*config.special_tokens.values(), *config.extra_tokens]))
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
+    plain_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, plain_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
