@@ -125,7 +125,7 @@ def _answer(name: str, text: str, chat: Chat, sampling: dict[str, Any], write: C
     model, tokenizer = load_for_generation(name, device=device.type if device else "cpu", dtype=_dtype(device))
     prompt: str | Chat = chat or text
     if chat and tokenizer.chat_template is None:
-        prompt = plain_prompt([Message(**turn) for turn in chat])
+        prompt = plain_prompt([Message(**turn) for turn in chat], end=tokenizer.eos_token)
     return str(generate(model, tokenizer, [prompt], Sampling(**sampling), stream=write)[0])
 
 
