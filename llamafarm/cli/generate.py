@@ -129,7 +129,7 @@ def _answer(
     model, tokenizer = load_for_generation(name, device=device.type if device else "cpu", dtype=_dtype(device))
     prompt: str | Chat = text
     if chat and tokenizer.chat_template is None:
-        prompt = plain_prompt(chat)
+        prompt = plain_prompt(chat, end=tokenizer.eos_token)
     elif chat:
         prompt = [{"role": message.role, "content": message.content} for message in chat]
     return str(generate(model, tokenizer, [prompt], Sampling(**sampling), stream=write)[0])

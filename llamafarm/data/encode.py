@@ -38,15 +38,15 @@ class Encoder:
         self._tokenizer = tokenizer
         self._end: int = tokenizer.eos_token_id
         self._begin = _first_tokens(tokenizer)
-        self._tolerant = self._decode(self._ids([" a"])[0]) != " a"
+        probe = f"a{tokenizer.eos_token} a{tokenizer.eos_token}a"
+        self._exact = self._decode(self._ids([probe])[0]) == probe
 
     def encode(self, rows: Sequence[Rendered]) -> list[Encoded | Fault]:
         """Encode rows; one whose answers do not come back from their tokens is a fault."""
-        texts = [row.text for row in rows]
-        if not self._tokenizer.is_fast:
+        if not rows or not self._tokenizer.is_fast:
             return [self._by_pieces(row) for row in rows]
         batch = self._tokenizer(
-            texts,
+            [row.text for row in rows],
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -104,8 +104,8 @@ class Encoder:
         if decoded == text:
             return True
         pair = [normalize("NFC", decoded), normalize("NFC", text)]
-        if self._tolerant:  # some decoders leave out the first space
-            pair = [side.strip(" ") for side in pair]
+        if not self._exact:  # sentencepiece adds spaces at some places and leaves them out at others
+            pair = [side.replace(" ", "") for side in pair]
         return pair[0] == pair[1]
 
     def _decode(self, ids: list[int]) -> str:

@@ -15,36 +15,38 @@ ANSWER = "### Response:\n"
 _HEADINGS = {"system": "", "user": "### Instruction:\n", "tool": "### Input:\n", "assistant": ANSWER}
 
 
-def plain_prompt(messages: Sequence[Message], prompt: str | None = None) -> str:
+def plain_prompt(messages: Sequence[Message], prompt: str | None = None, *, end: str) -> str:
     """What stands before the next answer: the text to generate from.
 
     Args:
         messages: The turns so far.
         prompt: `Example.prompt`: the text of a row that came with one.
+        end: The tokenizer's end-of-text token, which stands after earlier answers.
     """
-    return prompt if prompt is not None else "".join(map(_section, messages)) + ANSWER
+    if prompt is not None:
+        return prompt
+    return "".join(f"{_heading(message)}{message.content}{_after(message, end)}" for message in messages) + ANSWER
 
 
-def render_plain(example: Example) -> Rendered:
+def render_plain(example: Example, *, end: str) -> Rendered:
     """Render raw text, or a conversation without a chat template."""
     if example.text is not None:
         return Rendered(example.text, (Span(0, len(example.text), close=True),), example.ref, begin=True, raw=True)
     text, spans = "", []
     for index, message in enumerate(example.messages):
-        if message.role != "assistant":
-            text += _section(message)
-            continue
-        if index == len(example.messages) - 1 and example.prompt is not None:
+        if message.role == "assistant" and example.prompt is not None and index == len(example.messages) - 1:
             text = example.prompt
         else:
-            text += ANSWER
-        if message.train is not False:
-            spans.append(Span(len(text), len(text) + len(message.content), close=True))
-        text += message.content
-        if index < len(example.messages) - 1:
-            text += "\n\n"
+            text += _heading(message)
+        if message.role == "assistant" and message.train is not False:
+            spans.append(Span(len(text), len(text) + len(message.content) + len(end)))
+        text += message.content + _after(message, end)
     return Rendered(text, tuple(spans), example.ref, begin=True)
 
 
-def _section(message: Message) -> str:
-    return f"{_HEADINGS[message.role]}{message.content}\n\n"
+def _heading(message: Message) -> str:
+    return _HEADINGS[message.role]
+
+
+def _after(message: Message, end: str) -> str:
+    return f"{end}\n\n" if message.role == "assistant" else "\n\n"

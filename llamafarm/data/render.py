@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from os.path import commonprefix
 from typing import Any
 
@@ -21,6 +22,7 @@ from llamafarm.errors import ModelError
 
 _MARK = re.compile(r"{%-?\+?\s*generation\s*[-+]?%}")
 Chat = list[dict[str, str]]
+Range = tuple[int, int]
 
 
 def renderer(tokenizer: Any) -> Callable[[Example], Rendered]:
@@ -30,7 +32,7 @@ def renderer(tokenizer: Any) -> Callable[[Example], Rendered]:
         ModelError: If the chat template is not valid Jinja.
     """
     if tokenizer.chat_template is None:
-        return render_plain
+        return partial(render_plain, end=tokenizer.eos_token)
     return _Template(tokenizer).render
 
 
@@ -50,7 +52,8 @@ class _Template:
         self._specials: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self._marked = bool(_MARK.search(self._template))
         tokens = sorted((str(token) for token in tokenizer.get_added_vocab()), key=len, reverse=True)
-        self._token = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+        token = "|".join(map(re.escape, tokens)) or "(?!)"
+        self._token, self._token_next = re.compile(token), re.compile(rf"\s*(?:{token})")
 
     def render(self, example: Example) -> Rendered:
         """Render one example.
@@ -59,59 +62,84 @@ class _Template:
             Fault: If the template refuses the conversation, or the answers cannot be told from the rest.
         """
         if example.text is not None:
-            return render_plain(example)
+            return render_plain(example, end="")
         chat = [{"role": message.role, "content": message.content} for message in example.messages]
         text, marks = self._apply(chat, marked=self._marked)
         turns = list(_turns(example.messages))
-        if marks and len(marks) == len(turns):
-            spans = [self._marked_span(text, mark, turn, chat) for turn, mark in zip(turns, marks, strict=True)]
+        if len(marks) == len(turns):
+            spans = [self._span(text, turn, chat, mark) for turn, mark in zip(turns, marks, strict=True)]
         else:
             spans = [self._span(text, turn, chat) for turn in turns]
         learned = tuple(span for span, turn in zip(spans, turns, strict=True) if turn.learned)
         return Rendered(text, learned, example.ref)
 
-    def _span(self, text: str, turn: _Turn, chat: Chat) -> Span:
-        start, header_known = self._start(text, turn, chat)
-        limit = self._limit(text, turn, chat, start)
-        for content in (turn.content, turn.content.strip()):
-            found = text.find(content, start, limit)
-            if found >= 0:
-                return self._closed(text, start if header_known else found, found + len(content), limit, turn)
-        raise self._lost(turn, "its text does not stand in the rendered conversation as it is")
+    def _span(self, text: str, turn: _Turn, chat: Chat, mark: Range | None = None) -> Span:
+        """From the turn's header, or where the mark begins, to the token that ends it."""
+        start = mark[0] if mark else self._header_end(text, turn, chat)
+        content = self._content(text, turn, chat, start)
+        if start is None:
+            start = content[0]
+        end = max(start, content[1])
+        if mark and (token := self._token.search(text, end, mark[1])) and not text[token.end() : mark[1]].strip():
+            return Span(start, mark[1])
+        end = max(end, mark[1]) if mark else end
+        limit = len(text)
+        for limit in self._limits(text, turn, chat, end):
+            if token := self._token.search(text, end, limit):
+                return Span(start, token.end())
+        return Span(start, end + len(text[end:limit].rstrip()), close=turn.last)
 
-    def _start(self, text: str, turn: _Turn, chat: Chat) -> tuple[int, bool]:
-        """Where the turn begins: after its header when the template can write one, else before it."""
-        before = chat[: turn.index]
-        for header in (True, False):
-            prefix, _ = self._apply(before, header=header)
-            if text.startswith(prefix):
-                return len(prefix), header
-        raise self._lost(turn, "what stands before it is rendered differently once it is there")
+    def _header_end(self, text: str, turn: _Turn, chat: Chat) -> int | None:
+        """Where the model's own text begins: after what the template writes to prompt for it, if that stands here."""
+        prefix = self._attempt(chat[: turn.index], header=True) if turn.index else None
+        return len(prefix) if prefix is not None and text.startswith(prefix) else None
 
-    def _limit(self, text: str, turn: _Turn, chat: Chat, start: int) -> int:
-        """Where the turn ends at the latest: where the conversation up to it and the whole one part."""
-        if turn.last:
-            return len(text)
-        alone, _ = self._apply(chat[: turn.index + 1])
-        shared = len(commonprefix([text, alone]))  # noqa: RUF071  # texts, not paths
-        return shared if shared > start else len(text)
+    def _content(self, text: str, turn: _Turn, chat: Chat, start: int | None) -> Range:
+        """Where the content stands: right at `start` with a token after it, or where another content makes a change."""
+        content = turn.content.strip()
+        if start is not None and not self._token.search(content):
+            at = len(text) - len(text[start:].lstrip())
+            if text.startswith(content, at) and self._token_next.match(text, at + len(content)):
+                return at, at + len(content)
+        first, last = self._changed(text, turn, chat)
+        if first < last and (start is None or start < last):
+            return first, last
+        tried = "its marks and " if self._marked else ""
+        message = f"turn {turn.index + 1}, an answer, cannot be found in what the chat template writes"
+        hint = f"tried: {tried}rendering with and without the answer; mark the answers with {{% generation %}}"
+        raise Fault("LF-TEMPLATE-003", message, hint=hint)
 
-    def _marked_span(self, text: str, mark: tuple[int, int], turn: _Turn, chat: Chat) -> Span:
-        """A marked turn, with the token that ends it."""
-        start, end = mark
-        marked = list(self._token.finditer(text, start, end))
-        if marked and not text[marked[-1].end() : end].strip():
-            return Span(start, end)
-        return self._closed(text, start, end, self._limit(text, turn, chat, start), turn)
+    def _changed(self, text: str, turn: _Turn, chat: Chat) -> Range:
+        """The part of the text that is another one when the turn's content is."""
+        changed = chat[turn.index] | {"content": _unlike(turn.content.strip())}
+        other = self._attempt([*chat[: turn.index], changed, *chat[turn.index + 1 :]])
+        if other is None:
+            return 0, 0
+        first = _shared(text, other)
+        return first, len(text) - _shared(text[first:][::-1], other[first:][::-1])
 
-    def _closed(self, text: str, start: int, end: int, limit: int, turn: _Turn) -> Span:
-        """Extend a turn to the token that ends it; the last turn of a template without one gets the end of text."""
-        if token := self._token.search(text, end, limit):
-            return Span(start, token.end())
-        rest = text[end:limit].rstrip()
-        return Span(start, end + len(rest), close=turn.last)
+    def _limits(self, text: str, turn: _Turn, chat: Chat, end: int) -> Iterator[int]:
+        """Where the turn ends at the latest: how far what follows it is the same when nothing follows it.
 
-    def _apply(self, chat: Chat, *, header: bool = False, marked: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        The first answer is the quick one; it is too low if the template begins a last answer otherwise than others.
+        """
+        alone = None if turn.last else self._attempt(chat[: turn.index + 1])
+        if alone is None:
+            yield len(text)
+            return
+        yield max(_shared(text, alone), end)
+        _, alone_end = self._changed(alone, turn, chat[: turn.index + 1])
+        rest = text[end:].lstrip()
+        yield len(text) - len(rest) + _shared(rest, alone[alone_end:].lstrip())
+
+    def _attempt(self, chat: Chat, *, header: bool = False) -> str | None:
+        """A part of a conversation, or nothing if the template refuses it."""
+        try:
+            return self._apply(chat, header=header)[0]
+        except Fault:
+            return None
+
+    def _apply(self, chat: Chat, *, header: bool = False, marked: bool = False) -> tuple[str, list[Range]]:
         from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -130,13 +158,18 @@ class _Template:
             raise Fault("LF-TEMPLATE-002", f"the chat template refuses the conversation: {error}") from None
         return texts[0], marks[0] if marked else []
 
-    def _lost(self, turn: _Turn, reason: str) -> Fault:
-        tried = "marks and prefixes" if self._marked else "prefixes (the template has no {% generation %} marks)"
-        message = f"turn {turn.index + 1}, an answer, cannot be found in what the chat template writes: {reason}"
-        return Fault("LF-TEMPLATE-003", message, hint=f"tried: {tried}; mark the answers in the template")
-
 
 def _turns(messages: tuple[Message, ...]) -> Iterator[_Turn]:
     for index, message in enumerate(messages):
         if message.role == "assistant":
             yield _Turn(index, message.content, message.train is not False, index == len(messages) - 1)
+
+
+def _shared(one: str, other: str) -> int:
+    """The number of characters that both begin with."""
+    return len(commonprefix([one, other]))  # noqa: RUF071  # texts, not paths
+
+
+def _unlike(content: str) -> str:
+    """A text that begins and ends with other characters, whatever a template does to letters."""
+    return ("1" if content[:1] == "0" else "0") + " other " + ("1" if content[-1:] == "0" else "0")
