@@ -146,7 +146,7 @@ class _Stream(TextStreamer):  # type: ignore[misc]  # transformers is not type-c
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._write = write
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002  # transformers' signature
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # transformers' signature
         """Receive the next piece."""
         if text:
             self._write(text)

@@ -21,6 +21,6 @@ class Full(Method[NoConfig]):
         """Nothing is added: the base itself changes."""
         return AdapterSpec("full", changes_base=True)
 
-    def apply(self, model: nn.Module, run: RunContext) -> nn.Module:  # noqa: ARG002  # the contract's signature
+    def apply(self, model: nn.Module, run: RunContext) -> nn.Module:  # the contract's signature
         """Let every parameter train."""
         return model.requires_grad_(True)
