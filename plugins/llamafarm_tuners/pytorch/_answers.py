@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from llamafarm.api import EvaluationConfig, Example
+from llamafarm.data.plain import plain_prompt
 from llamafarm.models._generate import Chat, Sampling, generate
 
 _SAMPLES = 5
@@ -18,17 +19,23 @@ _SAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Conversations without their last answer, and that answer."""
+    """Conversations without their last answer, in the form that training gave them, and that answer."""
 
-    prompts: list[Chat]
+    prompts: list[str | Chat]
     expected: list[str]
 
 
-def questions(examples: Sequence[Example], limit: int) -> Questions:
+def questions(examples: Sequence[Example], limit: int, tokenizer: PreTrainedTokenizerBase) -> Questions:
     """Take up to `limit` conversations that end with the assistant."""
     chosen = [item for item in examples if item.messages and item.messages[-1].role == "assistant"][:limit]
-    prompts = [[{"role": m.role, "content": m.content} for m in example.messages[:-1]] for example in chosen]
-    return Questions(list(prompts), [example.messages[-1].content for example in chosen])
+    prompts = [_prompt(example, chat=bool(tokenizer.chat_template)) for example in chosen]
+    return Questions(prompts, [example.messages[-1].content for example in chosen])
+
+
+def _prompt(example: Example, *, chat: bool) -> str | Chat:
+    if chat:
+        return [{"role": message.role, "content": message.content} for message in example.messages[:-1]]
+    return plain_prompt(example.messages[:-1], example.prompt)
 
 
 def exact_match(
@@ -46,7 +53,7 @@ def exact_match(
     model.train(was_training)
     right = [answer.strip() == wanted.strip() for answer, wanted in zip(answers, asked.expected, strict=True)]
     samples = [
-        {"prompt": prompt[-1]["content"], "expected": wanted, "answer": answer}
+        {"prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"], "expected": wanted, "answer": answer}
         for prompt, wanted, answer in list(zip(asked.prompts, asked.expected, answers, strict=True))[:_SAMPLES]
     ]
     return sum(right) / len(right), samples

@@ -138,7 +138,7 @@ def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> No
     wanted = config.exact_match and job.data.eval and (which == "tuned" or config.baseline)
     if not wanted or not job.accelerator.is_main_process:
         return
-    asked = questions(job.data.eval, config.max_samples)
+    asked = questions(job.data.eval, config.max_samples, trained.tokenizer)
     if not asked.prompts:
         job.run.emit("warning", message="exact_match needs conversations; the held-out rows are raw text")
         return
