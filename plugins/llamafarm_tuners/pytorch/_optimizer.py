@@ -8,9 +8,14 @@ import torch
 from torch import nn
 
 from llamafarm.api import TrainingConfig
+from llamafarm_tuners.pytorch.optim import effective
 
-_EIGHT_BIT = {"adamw_8bit": "AdamW8bit", "adamw_bnb_8bit": "AdamW8bit"}
-_BITSANDBYTES = _EIGHT_BIT | {"paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit"}
+_BITSANDBYTES = {
+    "adamw_8bit": "AdamW8bit",
+    "adamw_bnb_8bit": "AdamW8bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -22,8 +27,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that `training.optim` names, over the trainable parameters."""
+def build_optimizer(model: nn.Module, training: TrainingConfig, device: str) -> torch.optim.Optimizer:
+    """The optimizer that `training.optim` names, over the trainable parameters, for a type of device."""
     groups = [group for group in parameter_groups(model, training.weight_decay) if group["params"]]
     if training.optim == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate)
@@ -32,9 +37,10 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
         "betas": (training.adam_beta1, training.adam_beta2),
         "eps": training.adam_epsilon,
     }
-    if training.optim in _BITSANDBYTES:
+    optim = effective(training.optim, device)
+    if optim in _BITSANDBYTES:
         import bitsandbytes
 
-        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, _BITSANDBYTES[training.optim])(groups, **adam)
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, _BITSANDBYTES[optim])(groups, **adam)
         return optimizer
-    return torch.optim.AdamW(groups, fused=training.optim == "adamw_torch_fused", **adam)
+    return torch.optim.AdamW(groups, fused=optim == "adamw_torch_fused", **adam)

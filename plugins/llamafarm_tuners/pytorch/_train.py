@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,9 @@ class Stepper:
         self.work = work
         self.selective = can_select_logits(work.trained.model)
         self.model = _placed(work)
-        self.optimizer = work.accelerator.prepare_optimizer(build_optimizer(work.trained.model, work.training))
+        self.optimizer = work.accelerator.prepare_optimizer(
+            build_optimizer(work.trained.model, work.training, work.accelerator.device.type)
+        )
         self.scheduler = get_scheduler(
             work.training.lr_scheduler_type,
             self.optimizer,
@@ -207,9 +209,11 @@ def _steps(work: Work, sizes: Sizes) -> Iterator[tuple[int, list[Batch]]]:
 
 
 def _batch(work: Work, chosen: Sequence[int]) -> Batch:
+    multiple = 8 if work.accelerator.device.type == "cuda" else 1
+    if chosen:
+        return collate([work.rows[row] for row in chosen], _pad(work), multiple)
     # The last rows of an epoch may not suffice for all processes; one without any still has to take part in the sum.
-    rows = [work.rows[row] for row in chosen] or [masked(work.rows[0])]
-    return collate(rows, _pad(work), 8 if work.accelerator.device.type == "cuda" else 1)
+    return replace(collate([masked(work.rows[0])], _pad(work), multiple), tokens=0)
 
 
 def _pad(work: Work) -> int:
@@ -226,12 +230,19 @@ def _placed(work: Work) -> nn.Module:
                 "this architecture has no gradient checkpointing",
                 hint="set training.gradient_checkpointing: false",
             )
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if hasattr(model, "peft_config"):
-            model.enable_input_require_grads()
+        _recompute_activations(model)
     model.train()
     wrapped: Any = model.to(accelerator.device)
     if accelerator.num_processes > 1:
         wrapped = accelerator.prepare_model(wrapped)
     module: nn.Module = wrapped
     return module
+
+
+def _recompute_activations(model: Any) -> None:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # transformers 5.20 renamed it, and warns of the old name
+    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    if inner is not model:
+        model.enable_input_require_grads()

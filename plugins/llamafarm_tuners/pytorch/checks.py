@@ -15,12 +15,11 @@ from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch.best import METRICS, full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.idle import idle_settings
+from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
 from llamafarm_tuners.pytorch.precision import attention_asked, quantization
 from llamafarm_tuners.pytorch.schedule import happens
 
 Findings = Iterator[Problem | Decision]
-
-BITSANDBYTES_OPTIMIZERS = frozenset({"adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
 
 
 def check(config: PytorchConfig, plan: RunPlan) -> Findings:
@@ -72,7 +71,8 @@ def _attention(config: PytorchConfig, plan: RunPlan) -> Findings:
             return
     if attention_asked(config, plan) != "flash_attention_2":
         return
-    path = path if path in plan.given else "training.use_flash_attention"
+    if path not in plan.given and config.training.use_flash_attention:
+        path = "training.use_flash_attention"
     if plan.device.type != "cuda":
         reason = f"FlashAttention 2 runs on NVIDIA GPUs only, not on {plan.device.type}"
         yield _drop(plan, "LF-TRAIN-006", path, reason, "leave it out: the device's own kernel is used")
@@ -128,10 +128,13 @@ def _quantization(config: PytorchConfig, plan: RunPlan) -> Findings:
 
 def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
     training, device = config.training, plan.device
-    if training.optim in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
-        path = "training.optim"
+    path = "training.optim"
+    optim = effective(training.optim, device.type)
+    if optim != training.optim:
+        yield Decision(path, optim, f"with {device.type} there is no second memory to page to")
+    if optim in BITSANDBYTES and find_spec("bitsandbytes") is None:
         hint = "pip install 'llamafarm[qlora]', or use adamw_torch"
-        yield Problem("LF-PLUGIN-020", f"{path}: {training.optim} needs bitsandbytes", plan.given.get(path, ""), hint)
+        yield Problem("LF-PLUGIN-020", f"{path}: {optim} needs bitsandbytes", plan.given.get(path, ""), hint)
     if training.use_cpu_offload:
         path = "training.use_cpu_offload"
         if device.type == "cuda":

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
+
 from llamafarm_methods.config import LoraConfig, QloraConfig, QuantizationConfig
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
-from pydantic import ValidationError
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -30,7 +31,9 @@ def test_targets_come_in_many_spellings(given, expected):
     assert LoraConfig(target_modules=given).target_modules == expected
 
 
-@pytest.mark.parametrize("given", ["", " , ", "(a+)+", "(unclosed", '["q_proj"', "x" * 300 + ".*", "(a|b)*", "a{3}*", 7])
+@pytest.mark.parametrize(
+    "given", ["", " , ", "(a+)+", "(unclosed", '["q_proj"', "x" * 300 + ".*", "(a|b)*", "a{3}*", 7]
+)
 def test_other_targets_are_refused(given):
     with pytest.raises(ValidationError):
         LoraConfig(target_modules=given)
@@ -49,7 +52,9 @@ def test_a_layer_list_needs_layers_and_is_a_name():
     assert LoraConfig(layers_to_transform=3, layers_pattern="h").layers_to_transform == (3,)
 
 
-@pytest.mark.parametrize("given", [{"r": 0}, {"alpha": 0}, {"dropout": 1}, {"bias": "some"}, {"init_lora_weights": "x"}])
+@pytest.mark.parametrize(
+    "given", [{"r": 0}, {"alpha": 0}, {"dropout": 1}, {"bias": "some"}, {"init_lora_weights": "x"}]
+)
 def test_impossible_values_are_refused(given):
     with pytest.raises(ValidationError):
         LoraConfig(**given)

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from llamafarm_methods.config import LoraConfig, QloraConfig
-from llamafarm_methods.full import Full
-from llamafarm_methods.lora import Lora
-from llamafarm_methods.qlora import Qlora
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._load import load_model
 from llamafarm.testing.run_context import RecordingRun
+from llamafarm_methods.config import LoraConfig, QloraConfig
+from llamafarm_methods.full import Full
+from llamafarm_methods.lora import Lora
+from llamafarm_methods.qlora import Qlora
 
 LINEAR = {
     "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
@@ -84,7 +84,9 @@ def test_layers_that_do_not_exist_are_refused(model, run, options):
         Lora(LoraConfig(**options)).apply(model, run)
 
 
-@pytest.mark.parametrize(("model", "targets"), [("phi3", "q_proj v_proj"), ("phi3", "q_proj,o_proj")], indirect=["model"])
+@pytest.mark.parametrize(
+    ("model", "targets"), [("phi3", "q_proj v_proj"), ("phi3", "q_proj,o_proj")], indirect=["model"]
+)
 def test_names_of_another_architecture_are_refused_even_in_part(model, targets, run):
     with pytest.raises(ModelError, match="down_proj, gate_up_proj, lm_head, o_proj, qkv_proj"):
         Lora(LoraConfig(target_modules=targets)).apply(model, run)
@@ -125,7 +127,9 @@ def test_other_beginnings_leave_the_model_about_as_it_was(model, init, run):
     assert torch.allclose(before, after, atol=1e-4) == (init is not False)
 
 
-@pytest.mark.parametrize(("options", "warned"), [({"alpha": 65}, True), ({}, False), ({"alpha": 65, "use_rslora": True}, False)])
+@pytest.mark.parametrize(
+    ("options", "warned"), [({"alpha": 65}, True), ({}, False), ({"alpha": 65, "use_rslora": True}, False)]
+)
 def test_a_large_scale_is_warned_of(model, options, warned, run):
     Lora(LoraConfig(**options)).apply(model, run)
     assert [event.type for event in run.events] == ["warning"] * warned

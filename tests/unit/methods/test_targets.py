@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from llamafarm_methods.targets import in_layers, matching, resolve_targets
 
 from llamafarm.errors import ModelError
+from llamafarm_methods.targets import in_layers, matching, resolve_targets
 
 LLAMA = [f"model.layers.{i}.{leaf}" for i in (0, 1) for leaf in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")]
 HEAD = "lm_head"

@@ -90,5 +90,3 @@ def test_chats_need_a_template(tiny_model_dir):
 def test_an_empty_prompt_is_answered(loaded):
     model, tokenizer = loaded
     assert len(generate(model, tokenizer, [""], Sampling(3))) == 1
-
-

@@ -58,7 +58,7 @@ def test_a_folder_without_a_model_says_what_it_holds(tmp_path: Path):
 
 
 def test_a_folder_above_a_model_points_into_it(folder: Path):
-    with pytest.raises(ModelError, match="did you mean .*my-model"):
+    with pytest.raises(ModelError, match=r"did you mean .*my-model"):
         locate(str(folder.parent))
 
 
@@ -98,4 +98,6 @@ def test_a_cached_hub_model_is_found_offline(tmp_path: Path):
 
 
 def test_locating_imports_nothing_heavy():
-    assert heavy_after("import llamafarm.models.hub; from llamafarm.models.locate import locate; locate('gpt2')") == set()
+    assert (
+        heavy_after("import llamafarm.models.hub; from llamafarm.models.locate import locate; locate('gpt2')") == set()
+    )

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafarm.api import DeviceSpec, Example, Message, PreparedData, RowRef, RunPlan, TrainingResult
+from llamafarm.testing.run_context import RecordingRun
+from llamafarm_methods.hooks import llamafarm_methods
+from llamafarm_tuners.pytorch.tuner import PytorchTuner
+
+METHODS = {method.name: method for method in llamafarm_methods()}
+
+
+def conversation(index: int) -> Example:
+    room = ("kitchen", "bedroom", "living room", "front door")[index % 4]
+    state = ("on", "off", "locked please and set the alarm")[index // 4 % 3]
+    messages = (
+        Message("user", f"Turn the light in the {room} {state}."),
+        Message("assistant", f"The {room} is {state}."),
+    )
+    return Example(RowRef("rows.jsonl", index + 1), messages)
+
+
+@dataclass
+class Fitted:
+    """A training that ended, and what it left."""
+
+    result: TrainingResult
+    folder: Path
+    run: RecordingRun
+    model: Path
+
+    def events(self, type_: str) -> list[Mapping[str, Any]]:
+        return [event.fields for event in self.run.events if event.type == type_]
+
+    @property
+    def losses(self) -> list[float]:
+        return [event["loss"] for event in self.events("log")]
+
+
+@dataclass
+class Fit:
+    """Train a tiny model without going through a strategy."""
+
+    models: Any
+    root: Path
+    count: int = 0
+    rows: Sequence[Example] = field(default_factory=lambda: [conversation(index) for index in range(24)])
+
+    def __call__(
+        self,
+        method: str = "lora",
+        options: Mapping[str, Any] | None = None,
+        *,
+        architecture: str = "llama",
+        held_out: int = 0,
+        evaluation: Mapping[str, Any] | None = None,
+        base: Mapping[str, Any] | None = None,
+        rows: Sequence[Example] | None = None,
+        **training: Any,
+    ) -> Fitted:
+        self.count += 1
+        folder = self.root / f"output-{self.count}"
+        folder.mkdir()
+        model = self.models(architecture)
+        defaults = {"learning_rate": 1e-2, "batch_size": 4, "logging_steps": 1, "max_steps": 10, "save_strategy": "no"}
+        tuner = PytorchTuner(
+            PytorchTuner.Config.model_validate(
+                {
+                    "base_model": {"huggingface_id": str(model)} if base is None else base,
+                    "training": defaults | training,
+                    "evaluation": evaluation or {},
+                    "output_dir": str(folder),
+                }
+            )
+        )
+        chosen = METHODS[method](METHODS[method].Config.model_validate(options or {}))
+        plan = RunPlan(
+            "test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), {"training.load_best_model_at_end": "x"}
+        )
+        data = PreparedData(rows or self.rows, [conversation(100 + index) for index in range(held_out)], {}, "")
+        run = RecordingRun(folder)
+        return Fitted(tuner.fit(plan, data, run), folder, run, model)
+
+
+@pytest.fixture
+def fit(tiny_model_dir, tmp_path: Path) -> Fit:
+    return Fit(tiny_model_dir, tmp_path)

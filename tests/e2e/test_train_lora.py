@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llamafarm.errors import NumericError
+from llamafarm.models._generate import Sampling, generate
+from llamafarm.models._load import load_for_generation
+from llamafarm.testing._tiny import ARCHITECTURES
+
+IDS = torch.tensor([[0, 4, 30, 31, 1, 5, 60]])
+
+
+def digest(model: torch.nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" not in name:
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_loss_falls(fit, architecture):
+    losses = fit(architecture=architecture, learning_rate=2e-2, max_steps=15).losses
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.e2e
+def test_the_base_is_bit_identical_after_training(fit, monkeypatch):
+    from llamafarm_tuners.pytorch import _fit
+
+    seen = {}
+
+    def train(work, run, original=_fit.train):
+        seen["before"] = digest(work.trained.model)
+        course = original(work, run)
+        seen["after"] = digest(work.trained.model)
+        return course
+
+    monkeypatch.setattr(_fit, "train", train)
+    done = fit()
+    assert seen["before"] == seen["after"]
+    adapter = load_file(done.folder / "adapter_model.safetensors")
+    assert all(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+@pytest.mark.e2e
+def test_one_seed_one_course(fit):
+    first, second, other, order = (
+        fit(seed=seed, data_seed=data) for seed, data in ((1, None), (1, None), (2, None), (1, 5))
+    )
+    assert first.losses == second.losses
+    assert first.losses != other.losses
+    assert first.losses != order.losses
+    assert (first.folder / "adapter_model.safetensors").read_bytes() == (
+        second.folder / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.e2e
+def test_measuring_the_base_first_changes_nothing(fit):
+    plain = fit(held_out=4)
+    measured = fit(held_out=4, evaluation={"exact_match": True, "max_new_tokens": 4})
+    assert plain.losses == measured.losses
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_the_adapter_loads_with_peft_alone_and_gives_the_same_logits(fit, architecture, monkeypatch):
+    from llamafarm_tuners.pytorch import _fit
+
+    seen = {}
+
+    def train(work, run, original=_fit.train):
+        course = original(work, run)
+        seen["logits"] = work.trained.model.eval()(IDS).logits.detach()
+        return course
+
+    monkeypatch.setattr(_fit, "train", train)
+    done = fit(architecture=architecture)
+    config = json.loads((done.folder / "adapter_config.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
+    assert not torch.equal(base(IDS).logits, seen["logits"])
+    loaded = peft.PeftModel.from_pretrained(base, done.folder)
+    assert torch.equal(loaded(IDS).logits, seen["logits"])
+    assert AutoTokenizer.from_pretrained(done.folder).chat_template
+    ours, tokenizer = load_for_generation(str(done.folder))
+    assert torch.equal(ours(IDS).logits, seen["logits"])
+    for checkpoint in ("checkpoint-best",):
+        again, _ = load_for_generation(str(done.folder / checkpoint))
+        assert torch.equal(again(IDS).logits, seen["logits"])
+    chat = [{"role": "user", "content": "Turn the light in the kitchen on."}]
+    assert generate(ours, tokenizer, [chat], Sampling(5)) == generate(loaded, tokenizer, [chat], Sampling(5))
+
+
+@pytest.mark.e2e
+def test_the_step_is_the_same_however_it_is_cut_into_micro_steps(fit):
+    courses = [
+        fit(options={"dropout": 0}, batch_size=batch, gradient_accumulation_steps=accumulation)
+        for batch, accumulation in ((4, 1), (2, 2), (1, 4))
+    ]
+    for other in courses[1:]:
+        assert other.losses == pytest.approx(courses[0].losses, abs=1e-5)
+        norms = [[event["grad_norm"] for event in course.events("log")] for course in (courses[0], other)]
+        assert norms[1] == pytest.approx(norms[0], abs=1e-5)
+
+
+@pytest.mark.e2e
+def test_the_last_partial_accumulation_steps_too(fit):
+    done = fit(batch_size=1, gradient_accumulation_steps=4, max_steps=-1, num_epochs=1, rows=fit.rows[:10])
+    assert done.result.metrics["train_steps"] == 3
+    assert done.result.metrics["train_tokens"] == sum(
+        int(event["message"].split("tokens ")[1].split(",")[0]) for event in done.events("notice")[:1]
+    )
+
+
+@pytest.mark.e2e
+def test_learning_rates_follow_the_schedule(fit):
+    done = fit(warmup_steps=2, lr_scheduler_type="linear", learning_rate=0.01, max_steps=6)
+    rates = [event["learning_rate"] for event in done.events("log")]
+    assert rates == pytest.approx([0.0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
+    constant = fit(lr_scheduler_type="constant", learning_rate=0.01, warmup_ratio=0.5, max_steps=3)
+    assert [event["learning_rate"] for event in constant.events("log")] == [0.01] * 3
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "checkpointing", [{"gradient_checkpointing": True}, {"gradient_checkpointing": True, "bf16": True}]
+)
+def test_gradient_checkpointing_changes_no_figure(fit, checkpointing):
+    plain = fit(bf16=checkpointing.get("bf16", False), options={"dropout": 0}, max_steps=4)
+    assert fit(options={"dropout": 0}, max_steps=4, **checkpointing).losses == pytest.approx(plain.losses, abs=1e-4)
+
+
+@pytest.mark.e2e
+def test_bf16_autocast_is_real_and_trains(fit):
+    exact, rounded = fit(max_steps=6), fit(max_steps=6, bf16=True)
+    assert exact.losses != rounded.losses
+    assert rounded.losses == pytest.approx(exact.losses, rel=2e-2)
+
+
+@pytest.mark.e2e
+def test_grouping_by_length_learns_the_same_rows(fit):
+    grouped = fit(group_by_length=True, num_epochs=1, max_steps=-1)
+    plain = fit(num_epochs=1, max_steps=-1)
+    assert grouped.result.metrics["train_tokens"] == plain.result.metrics["train_tokens"]
+    assert grouped.losses != plain.losses
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd", "adamw_8bit", "paged_adamw_8bit"])
+def test_other_optimizers_train(fit, optim):
+    if "8bit" in optim:
+        pytest.importorskip("bitsandbytes")
+    done = fit(optim=optim, learning_rate=1.0 if optim == "sgd" else 1e-2)
+    assert done.losses[-1] < done.losses[0]
+
+
+@pytest.mark.e2e
+def test_a_poisoned_weight_stops_the_run_and_leaves_no_model(fit, monkeypatch):
+    from llamafarm_tuners.pytorch import _train
+
+    def take(self, step, batches, original=_train.Stepper.take):
+        if step == 4:
+            next(p for p in self.model.parameters() if p.requires_grad).data.fill_(float("nan"))
+        return original(self, step, batches)
+
+    monkeypatch.setattr(_train.Stepper, "take", take)
+    with pytest.raises(NumericError, match=r"step 4: the loss is nan.*LF-NUMERIC-001"):
+        fit(save_strategy="steps", save_steps=1, held_out=2, eval_strategy="steps", eval_steps=1)
+    folder = fit.root / "output-1"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-best",
+        "trainer_log.jsonl",
+    ]
+    load_for_generation(str(folder / "checkpoint-3"))
+
+
+@pytest.mark.e2e
+def test_an_infinite_gradient_stops_the_run(fit, monkeypatch):
+    from llamafarm_tuners.pytorch import _train
+
+    def losses(*arguments, original=_train.token_losses, **options):
+        loss, right = original(*arguments, **options)
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss, right
+
+    monkeypatch.setattr(_train, "token_losses", losses)
+    with pytest.raises(NumericError, match="step 1: the gradient's norm is"):
+        fit()
