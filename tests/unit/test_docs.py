@@ -7,6 +7,7 @@ what it is: `save as: NAME` (a file of the story), `file: PATH` or `part of: PAT
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from llamafarm.errors import Problem, error_for
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -154,3 +157,28 @@ def test_commands_of_the_readme_are_those_of_the_program() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert {command.partition(" ")[0] for command in map(str, COMMANDS)} - {"finetune"} == set(listed)
+
+
+def raised_with() -> Iterator[tuple[str, str, str]]:
+    """(id, class, place) wherever an error is raised by `SomeError.of("LF-…", …)`."""
+    for folder in (ROOT / "llamafarm", ROOT / "plugins"):
+        for path in folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr == "of"
+                    and isinstance(node.func.value, ast.Name)
+                    and node.args
+                    and isinstance(node.args[0], ast.Constant)
+                ):
+                    yield str(node.args[0].value), node.func.value.id, f"{name(path)}:{node.lineno}"
+
+
+def test_an_error_id_means_one_exit_code() -> None:
+    wrong = []
+    for id_, kind, place in raised_with():
+        expected = type(error_for([Problem(id_, "")])).__name__
+        if kind not in {expected, "LlamaFarmError", "cls"}:
+            wrong.append(f"{place}: {id_} is raised as {kind}, its area means {expected}")
+    assert wrong == []
