@@ -164,6 +164,7 @@ class QualityError(LlamaFarmError):
 _CLASSES: dict[str, type[LlamaFarmError]] = {
     "USAGE": UsageError,
     "DATAGEN": UsageError,
+    "SPLIT": UsageError,
     "STRATEGY": StrategyError,
     "TRAIN": StrategyError,
     "DATA": DataError,
