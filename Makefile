@@ -41,7 +41,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[test,qlora]'
 	@touch $@ $(VENV)/installed
 
 # A virtual environment that could not be finished (Debian without python3-venv) must not look like a good one.

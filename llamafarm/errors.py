@@ -163,24 +163,34 @@ class QualityError(LlamaFarmError):
 
 _CLASSES: dict[str, type[LlamaFarmError]] = {
     "USAGE": UsageError,
+    "DATAGEN": UsageError,
+    "SPLIT": UsageError,
     "STRATEGY": StrategyError,
+    "TRAIN": StrategyError,
     "DATA": DataError,
     "MODEL": ModelError,
+    "TEMPLATE": ModelError,
     "PLUGIN": PluginError,
     "NUMERIC": NumericError,
     "DISK": DiskError,
     "HARDWARE": HardwareError,
     "RUN": RunDirectoryError,
     "SECURITY": SecurityError,
-    "NETWORK": NetworkError,
+    "NET": NetworkError,
     "QUALITY": QualityError,
 }
 
 
 def error_for(problems: Iterable[Problem]) -> LlamaFarmError:
-    """The error that carries these problems; the area in the first one's id (`LF-DATA-003`) decides its class."""
+    """The error that carries these problems; the area in the first one's id (`LF-DATA-003`) decides its class.
+
+    An id of a third party's, whose areas are not known here, counts as a strategy's: what can be refused by an id alone
+    was asked for by one.
+    """
     found = tuple(problems)
-    return _CLASSES[found[0].id.split("-")[1]](found)
+    prefix, _, rest = found[0].id.partition("-")
+    area = rest.partition("-")[0] if prefix == "LF" else ""
+    return _CLASSES.get(area, StrategyError)(found)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

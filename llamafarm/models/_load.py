@@ -181,7 +181,7 @@ def _explained(located: Located, what: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             raise SecurityError.of(
-                "LF-MODEL-006",
+                "LF-SECURITY-001",
                 f"{located.given} wants to run code of its own",
                 hint="read that code, then set base_model.trust_remote_code: true if you trust it",
             ) from error

@@ -23,10 +23,10 @@ def quantization_config(options: Mapping[str, Any]) -> BitsAndBytesConfig:
         StrategyError: If both widths are asked for.
     """
     if options.get("load_in_4bit") and options.get("load_in_8bit"):
-        raise StrategyError.of("LF-MODEL-011", "load_in_4bit and load_in_8bit exclude each other", hint="choose one")
+        raise StrategyError.of("LF-TRAIN-012", "load_in_4bit and load_in_8bit exclude each other", hint="choose one")
     if find_spec("bitsandbytes") is None:
         raise PluginError.of(
-            "LF-PLUGIN-020", "a quantized base needs bitsandbytes", hint="pip install 'llamafarm[qlora]'"
+            "LF-PLUGIN-023", "a quantized base needs bitsandbytes", hint="pip install 'llamafarm[qlora]'"
         )
     arguments = dict(options)
     if dtype := arguments.get("bnb_4bit_compute_dtype"):

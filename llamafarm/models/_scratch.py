@@ -19,7 +19,6 @@ from llamafarm.api.config import ScratchConfig
 from llamafarm.errors import ModelError, nearest
 from llamafarm.models._load import ensure_pad
 
-
 _WORDS = r" ?\p{L}+|\p{N}{1,3}|[._/-]\p{L}+| ?[^\s\p{L}\p{N}]+|\s*\n|\s+(?!\S)|\s+"
 """Where merges stop: a word takes the space before it, a number never does (so a number has one spelling in tokens),
 and the parts of a dotted or snake_case name stay whole."""

@@ -103,14 +103,23 @@ def example_wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(root / "examples" / "plugin", tmp_path_factory.mktemp("example"), "--wheel")
 
 
-@pytest.fixture(scope="session", params=["wheel", "editable"])
-def with_example(
-    request: pytest.FixtureRequest, new_environment: Callable[[], Environment], example_wheel: Path, root: Path
-) -> Environment:
-    """LlamaFarm with the example plugin beside it, installed either way."""
+@pytest.fixture(scope="session")
+def example_from_wheel(new_environment: Callable[[], Environment], example_wheel: Path) -> Environment:
+    """LlamaFarm with the example plugin beside it, as a user would have both."""
     environment = new_environment()
-    if request.param == "wheel":
-        environment.install(str(example_wheel))
-    else:
-        environment.install("--editable", str(root / "examples" / "plugin"))
+    environment.install(str(example_wheel))
     return environment
+
+
+@pytest.fixture(scope="session")
+def example_in_place(new_environment: Callable[[], Environment], root: Path) -> Environment:
+    """The same, as the plugin's author has it."""
+    environment = new_environment()
+    environment.install("--editable", str(root / "examples" / "plugin"))
+    return environment
+
+
+@pytest.fixture(params=["example_from_wheel", "example_in_place"])
+def with_example(request: pytest.FixtureRequest) -> Environment:
+    """Either."""
+    return request.getfixturevalue(request.param)

@@ -49,9 +49,9 @@ def test_a_wrong_option_of_its_method_is_found(with_example, tmp_path: Path) -> 
 
 
 @pytest.mark.e2e
-def test_its_fine_tuner_trains_on_its_splitter(with_example, tmp_path: Path) -> None:
+def test_its_fine_tuner_trains_on_its_splitter(example_in_place, tmp_path: Path) -> None:
     sets = ["--set", "dataset.max_samples=200"]
-    finished = with_example.llamafarm("train", "--strategy", "ngram-baseline", *sets, cwd=tmp_path)
+    finished = example_in_place.llamafarm("train", "--strategy", "ngram-baseline", *sets, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     output = tmp_path / "output" / "ngram-baseline"
     assert (output / "ngram.json").is_file()
@@ -61,16 +61,16 @@ def test_its_fine_tuner_trains_on_its_splitter(with_example, tmp_path: Path) -> 
 
 
 @pytest.mark.e2e
-def test_its_method_trains_with_our_fine_tuner(with_example, tmp_path: Path) -> None:
+def test_its_method_trains_with_our_fine_tuner(example_from_wheel, tmp_path: Path) -> None:
     sets = ["--set", "method=bias-only", "--set", "training.max_steps=3", "--set", "evaluation.exact_match=false"]
-    finished = with_example.llamafarm("train", "--strategy", "quickstart", *sets, cwd=tmp_path)
+    finished = example_from_wheel.llamafarm("train", "--strategy", "quickstart", *sets, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "output" / "quickstart" / "model.safetensors").is_file()
 
 
 @pytest.mark.e2e
-def test_its_own_tests_pass(with_example, root: Path, tmp_path: Path) -> None:
-    finished = with_example.run(
+def test_its_own_tests_pass(example_from_wheel, root: Path, tmp_path: Path) -> None:
+    finished = example_from_wheel.run(
         "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(root / "examples" / "plugin"), cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr

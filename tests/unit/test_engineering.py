@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -59,8 +60,13 @@ def imported(path: Path) -> set[str]:
     return names - sys.stdlib_module_names - OWN
 
 
+@cache
+def known_distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def distributions(names: set[str]) -> set[str]:
-    known = packages_distributions()
+    known = known_distributions()
     found = {canonicalize_name(distribution) for name in names for distribution in known.get(name, [name])}
     return {PARTS.get(name, name) for name in found}
 

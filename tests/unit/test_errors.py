@@ -5,7 +5,16 @@ import inspect
 import pytest
 
 from llamafarm import errors
-from llamafarm.errors import EXIT_CODE_MEANINGS, DataError, ExitCode, LlamaFarmError, Problem, nearest, one_of
+from llamafarm.errors import (
+    EXIT_CODE_MEANINGS,
+    DataError,
+    ExitCode,
+    LlamaFarmError,
+    Problem,
+    error_for,
+    nearest,
+    one_of,
+)
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, LlamaFarmError)]
 
@@ -57,3 +66,23 @@ def test_nearest(given: str, valid: list[str], expected: str) -> None:
 )
 def test_one_of(valid: list[str], expected: str) -> None:
     assert one_of(valid) == expected
+
+
+@pytest.mark.parametrize(
+    ("id_", "code"),
+    [
+        ("LF-DATA-003", ExitCode.DATA),
+        ("LF-TRAIN-005", ExitCode.USAGE),
+        ("LF-TEMPLATE-001", ExitCode.MODEL),
+        ("LF-PLUGIN-021", ExitCode.PLUGIN),
+        ("LF-NET-003", ExitCode.NETWORK),
+        ("EXAMPLE-001", ExitCode.USAGE),
+        ("mine", ExitCode.USAGE),
+        ("OTHER-DATA-1", ExitCode.USAGE),
+    ],
+)
+def test_the_area_of_the_first_id_decides(id_: str, code: ExitCode) -> None:
+    problems = [Problem(id_, "one"), Problem("LF-DATA-001", "two")]
+    error = error_for(problems)
+    assert error.exit_code is code
+    assert list(error.problems) == problems

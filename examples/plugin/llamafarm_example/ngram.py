@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from llamafarm.api import FineTuner, FineTunerConfig, PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.api import Example, FineTuner, FineTunerConfig, PreparedData, RunContext, RunPlan, TrainingResult
 
 if TYPE_CHECKING:
     from llamafarm.data.tokens import TokenizedRow
@@ -81,25 +81,28 @@ class NGram(FineTuner[NGramConfig]):
         run.emit("phase", name="loading model")
         tokenizer = load_tokenizer(self.config.base_model)
         training = self.config.training
-        rows = {
-            side: tokenize(
+
+        def rows(examples: Sequence[Example]) -> Sequence[TokenizedRow]:
+            if not examples:
+                return []
+            return tokenize(
                 examples,
                 tokenizer,
                 stage=training.stage,
                 max_seq_length=training.max_seq_length,
                 train_on_inputs=self.config.dataset.train_on_inputs,
             ).rows
-            for side, examples in (("train", data.train), ("eval", data.eval))
-        }
+
+        trained, held_out = rows(data.train), rows(data.eval)
         run.emit("phase", name="training")
         counts = Counts(self.config.order, self.config.discount, len(tokenizer))
-        for row in rows["train"]:
-            for position in _trained(row.labels):
+        for row in trained:
+            for position in _positions(row.labels):
                 counts.add(row.input_ids, position)
         run.emit("phase", name="evaluating")
-        metrics: dict[str, float | int | str | None] = {"train_loss": _loss(counts, rows["train"])}
-        if rows["eval"]:
-            loss = _loss(counts, rows["eval"])
+        metrics: dict[str, float | int | str | None] = {"train_loss": _loss(counts, trained)}
+        if held_out:
+            loss = _loss(counts, held_out)
             metrics |= {"eval_loss": loss, "eval_perplexity": math.exp(loss)}
         metrics["train_runtime"] = time.monotonic() - started
         run.emit("phase", name="saving")
@@ -111,13 +114,13 @@ class NGram(FineTuner[NGramConfig]):
         return TrainingResult(metrics, model_dir, trainable_parameters=entries, total_parameters=entries)
 
 
-def _trained(labels: Sequence[int]) -> Iterator[int]:
+def _positions(labels: Sequence[int]) -> Iterator[int]:
     return (position for position, label in enumerate(labels) if label != IGNORED)
 
 
 def _loss(counts: Counts, rows: Sequence[TokenizedRow]) -> float:
     """Mean negative log-probability of the answers' tokens, in nats."""
     losses = [
-        -math.log(counts.probability(row.input_ids, position)) for row in rows for position in _trained(row.labels)
+        -math.log(counts.probability(row.input_ids, position)) for row in rows for position in _positions(row.labels)
     ]
     return math.fsum(losses) / len(losses) if losses else math.nan

@@ -10,6 +10,7 @@ import pytest
 
 from llamafarm.errors import ModelError
 from llamafarm.testing.contracts import FineTunerContract, MethodContract, SplitterContract
+from llamafarm.testing.plugin import RunStrategy
 from llamafarm.testing.run_context import RecordingRun
 from llamafarm_example.bias_only import BiasOnly, BiasOnlyConfig
 from llamafarm_example.every_nth import EveryNth
@@ -38,6 +39,15 @@ class TestBiasOnly(MethodContract):
 
 class TestNGram(FineTunerContract):
     component = NGram
+
+    def test_is_better_than_guessing(
+        self, tiny_model_dir: Callable[[str], Path], tiny_dataset: Path, run_strategy: RunStrategy
+    ) -> None:
+        strategy = self.strategy(tiny_model_dir("llama"), tiny_dataset)
+        metrics = run_strategy(strategy, data_splitter="every-nth").result.metrics
+        vocabulary = 355
+        assert metrics["eval_loss"] == pytest.approx(math.log(metrics["eval_perplexity"]))
+        assert metrics["train_loss"] < metrics["eval_loss"] < math.log(vocabulary)
 
 
 @pytest.mark.parametrize("context", [[], [1], [1, 2], [3, 3], [0, 1]])

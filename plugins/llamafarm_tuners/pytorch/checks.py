@@ -115,11 +115,11 @@ def _quantization(config: PytorchConfig, plan: RunPlan) -> Findings:
     if not any(widths.values()):
         return
     if all(widths.values()):
-        yield Problem("LF-MODEL-011", "the base is asked for in 4 bits and in 8 bits", where, "choose one")
+        yield Problem("LF-TRAIN-012", "the base is asked for in 4 bits and in 8 bits", where, "choose one")
     if any(spec.changes_base for spec in specs) or base.from_scratch:
         yield Problem("LF-TRAIN-007", "the weights of a quantized base cannot be trained", where, "use method: qlora")
     if find_spec("bitsandbytes") is None:
-        yield Problem("LF-PLUGIN-020", "a quantized base needs bitsandbytes", where, "pip install 'llamafarm[qlora]'")
+        yield Problem("LF-PLUGIN-023", "a quantized base needs bitsandbytes", where, "pip install 'llamafarm[qlora]'")
     settled = quantization(asked, base, plan.device).get("bnb_4bit_compute_dtype")
     if settled and settled != asked.get("bnb_4bit_compute_dtype"):
         reason = f"what suits a 4-bit base on {plan.device.type}"
@@ -134,7 +134,11 @@ def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
         yield Decision(path, optim, f"with {device.type} there is no second memory to page to")
     if optim in BITSANDBYTES and find_spec("bitsandbytes") is None:
         hint = "pip install 'llamafarm[qlora]', or use adamw_torch"
+<<<<<<< HEAD
         yield Problem("LF-PLUGIN-020", f"{path}: {optim} needs bitsandbytes", plan.given.get(path, ""), hint)
+=======
+        yield Problem("LF-PLUGIN-023", f"{path}: {training.optim} needs bitsandbytes", plan.given.get(path, ""), hint)
+>>>>>>> eng
     if training.use_cpu_offload:
         path = "training.use_cpu_offload"
         if device.type == "cuda":
