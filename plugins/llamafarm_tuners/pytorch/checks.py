@@ -134,11 +134,7 @@ def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
         yield Decision(path, optim, f"with {device.type} there is no second memory to page to")
     if optim in BITSANDBYTES and find_spec("bitsandbytes") is None:
         hint = "pip install 'llamafarm[qlora]', or use adamw_torch"
-<<<<<<< HEAD
-        yield Problem("LF-PLUGIN-020", f"{path}: {optim} needs bitsandbytes", plan.given.get(path, ""), hint)
-=======
-        yield Problem("LF-PLUGIN-023", f"{path}: {training.optim} needs bitsandbytes", plan.given.get(path, ""), hint)
->>>>>>> eng
+        yield Problem("LF-PLUGIN-023", f"{path}: {optim} needs bitsandbytes", plan.given.get(path, ""), hint)
     if training.use_cpu_offload:
         path = "training.use_cpu_offload"
         if device.type == "cuda":
