@@ -8,6 +8,7 @@ import shlex
 import time
 import traceback
 from pathlib import Path
+from tempfile import mkstemp
 
 from llamafarm import __version__
 from llamafarm.cli.redact import redact
@@ -23,17 +24,16 @@ def write_report(session: Session, error: BaseException) -> str:
     """Write the report and return a sentence that says where it is, or why there is none."""
     from platformdirs import user_state_path
 
-    name = f"crash-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.txt"
     try:
         folder = user_state_path("llamafarm", appauthor=False) / "crashes"
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / name, session, error)
+        path = _write(folder, session, error)
     except OSError as problem:
         return f"no report could be written ({problem}), run again with --debug"
-    return f"report: {folder / name}"
+    return f"report: {path}"
 
 
-def _write(path: Path, session: Session, error: BaseException) -> None:
+def _write(folder: Path, session: Session, error: BaseException) -> Path:
     lines = [
         f"llamafarm {__version__}",
         f"python {platform.python_version()} on {platform.platform()}",
@@ -41,5 +41,8 @@ def _write(path: Path, session: Session, error: BaseException) -> None:
         "",
         traceback_of(session, error),
     ]
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+    prefix = time.strftime("crash-%Y%m%dT%H%M%SZ-", time.gmtime())
+    handle, name = mkstemp(prefix=prefix, suffix=".txt", dir=folder)  # readable by its owner alone
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
+    return Path(name)

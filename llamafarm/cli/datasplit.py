@@ -12,7 +12,7 @@ import typer
 
 from llamafarm.cli.session import Session, session_of
 from llamafarm.cli.tables import plain_table
-from llamafarm.errors import Problem, UsageError
+from llamafarm.errors import Problem, UsageError, error_for
 
 if TYPE_CHECKING:
     from llamafarm.api import DataSplitter
@@ -95,7 +95,10 @@ def _splitter(type_: str | None, percentage: float | None, seed: int | None, set
     from llamafarm.core.registry import load_registry
 
     name = type_ or (DEFAULT_SPLITTER if seed is None else "random")
-    component = load_registry().require("data_splitter", name)
+    registry = load_registry()
+    if problem := registry.problem("data_splitter", name, "--splitter" if type_ else ""):
+        raise error_for([problem])
+    component = registry.require("data_splitter", name)
     given = {"eval_percentage": percentage, "seed": seed}
     options = {key: value for key, value in given.items() if value is not None} | dict(map(_option, sets))
     fields = component.Config.model_fields
