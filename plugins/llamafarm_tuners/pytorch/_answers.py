@@ -28,14 +28,14 @@ class Questions:
 def questions(examples: Sequence[Example], limit: int, tokenizer: PreTrainedTokenizerBase) -> Questions:
     """Take up to `limit` conversations that end with the assistant."""
     chosen = [item for item in examples if item.messages and item.messages[-1].role == "assistant"][:limit]
-    prompts = [_prompt(example, chat=bool(tokenizer.chat_template)) for example in chosen]
+    prompts = [_prompt(example, tokenizer) for example in chosen]
     return Questions(prompts, [example.messages[-1].content for example in chosen])
 
 
-def _prompt(example: Example, *, chat: bool) -> str | Chat:
-    if chat:
+def _prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | Chat:
+    if tokenizer.chat_template:
         return [{"role": message.role, "content": message.content} for message in example.messages[:-1]]
-    return plain_prompt(example.messages[:-1], example.prompt)
+    return plain_prompt(example.messages[:-1], example.prompt, end=tokenizer.eos_token)
 
 
 def exact_match(
