@@ -118,6 +118,7 @@ class GenerateDataConfig(Config):
     size: Literal["small", "medium", "large"] | Count = Field("small", description="Rows: a size, or a number.")
     languages: tuple[str, ...] = Field(("english",), description="Languages to mix.")
     format: Literal["messages", "sharegpt", "alpaca", "text"] = Field("messages", description="Form of the rows.")
+    system: bool = Field(True, description="Put a system turn with the home's devices before each command.")
     seed: int = Field(0, description="Same seed, same rows.")
 
 

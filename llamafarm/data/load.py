@@ -35,7 +35,13 @@ def generated_rows(config: GenerateDataConfig, limit: int | None = None) -> Rows
     """Rows made anew from their seed."""
     from llamafarm.datagen import generate
 
-    rows = generate(size=config.size, languages=config.languages, format=config.format, seed=config.seed)
+    rows = generate(
+        size=config.size,
+        languages=config.languages,
+        format=config.format,
+        seed=config.seed,
+        system=config.system,
+    )
     return ((RowRef(config.name, number), row) for number, row in enumerate(islice(rows, limit), 1))
 
 
