@@ -12,7 +12,7 @@ from llamafarm.cli.session import session_of
 from llamafarm.cli.tables import show_table
 from llamafarm.errors import DiskError, LlamaFarmError
 
-Name = Annotated[str, typer.Argument(help="A strategy by name or path.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A strategy by name or path.", show_default=False)]
 
 
 def list_(context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

@@ -52,8 +52,9 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
         decisions=tuple(_decisions(loaded)),
         given={dotted(path[len(TUNER) :]): str(origin) for path, origin in _asked(loaded)},
     )
-    found = list(tuner.check(plan)) if loaded.device else []
-    problems = [item for item in found if isinstance(item, Problem)]
+    found = _checked(tuner, plan) if loaded.device else []
+    known = {problem.message for error in errors for problem in error.problems}
+    problems = [item for item in found if isinstance(item, Problem) and item.message not in known]
     if problems:
         errors.append(error_for(problems))
     if errors:
@@ -61,6 +62,16 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
     decisions = (*plan.decisions, *(item for item in found if isinstance(item, Decision)))
     final = RunPlan(plan.name, methods, device, plan.output_dir, decisions, plan.given)
     return Planned(final, tuner, splitter)
+
+
+def _checked(tuner: FineTuner[Any], plan: RunPlan) -> list[Problem | Decision]:
+    """What the fine-tuner says; an error that stops its check is among its problems."""
+    found: list[Problem | Decision] = []
+    try:
+        found.extend(tuner.check(plan))
+    except LlamaFarmError as error:
+        found.extend(error.problems)
+    return found
 
 
 def _errors(loaded: Loaded, config: FineTunerConfig) -> Iterator[LlamaFarmError]:

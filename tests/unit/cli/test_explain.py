@@ -55,6 +55,15 @@ def test_secrets_are_not_shown(cli, mine, monkeypatch):
         assert "${HF_TOKEN}" in ended.out
 
 
+def test_a_secret_written_in_the_file_is_shown_nowhere(cli, tmp_path):
+    text = TEXT.replace("${HF_TOKEN}", "plain-canary") + "description: made with plain-canary\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    ended = cli("explain", "mine.yaml")
+    assert ended.code == 0
+    assert "canary" not in ended.out + ended.err
+    assert "made with " in ended.out
+
+
 def test_json_names_the_kind_of_each_origin(cli, mine):
     found = {row["key"]: row for row in json.loads(cli("explain", mine, "--json").out)}
     assert found["training.learning_rate"] == {

@@ -73,7 +73,7 @@ def test_version(cli):
             "llamafarm finetune start: there is no option '--eposch'; did you mean",
         ),
         (["train", "--epochs", "three"], "got 'three'; see 'llamafarm train --help' [LF-USAGE-003]"),
-        (["strategies", "show"], "llamafarm strategies show: missing argument 'name'"),
+        (["strategies", "show"], "llamafarm strategies show: missing argument 'NAME'"),
         (["strategies", "list", "more"], "llamafarm strategies list: "),
         (["qqqqq"], "give 'datagen', 'datasplit', 'doctor'"),
     ],

@@ -104,7 +104,9 @@ def test_naming_the_method_that_is_there_keeps_its_options(cli, project):
     assert found["given"]["method.0.r"] == "mine.yaml:7:29"
 
 
-@pytest.mark.parametrize("argv", [["train"], ["finetune", "start"], ["train", "--dataset", "rows.jsonl"]])
+@pytest.mark.parametrize(
+    "argv", [["train"], ["finetune", "start"], ["train", "--dataset", "rows.jsonl"], ["train", "-m", "model"]]
+)
 def test_without_a_strategy_there_is_a_list(cli, project, argv):
     ended = cli(*argv)
     assert (ended.code, ended.out) == (2, "")

@@ -120,3 +120,12 @@ def test_a_plugin_that_is_missing_is_exit_5(cli, write):
     ended = cli("validate", write("needs.yaml", "plugins: [farm-absent]\n" + GOOD))
     assert ended.code == 5
     assert "pip install" in ended.err
+
+
+def test_among_errors_of_several_files_those_of_strategies_decide_the_exit_code(cli, write):
+    needs = write("needs.yaml", "plugins: [farm-absent]\n" + GOOD)
+    bad = write("bad.yaml", GOOD.replace("r: 8", "rank: 8"))
+    ended = cli("validate", needs, bad)
+    assert ended.code == 2
+    assert "LF-PLUGIN-003" in ended.err
+    assert "bad.yaml:7:28" in ended.err
