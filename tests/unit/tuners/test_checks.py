@@ -128,7 +128,7 @@ def test_two_attention_kernels_are_refused(make):
 def test_8_bit_optimizers_need_bitsandbytes(make, without, optim):
     assert findings(make(training(optim=optim), (), CUDA)) == ({}, {})
     without("bitsandbytes")
-    assert "pip install 'llamafarm[qlora]'" in findings(make(training(optim=optim), (), CUDA))[0]["LF-PLUGIN-020"].hint
+    assert "pip install 'llamafarm[qlora]'" in findings(make(training(optim=optim), (), CUDA))[0]["LF-PLUGIN-023"].hint
 
 
 @pytest.mark.parametrize(("optim", "used"), [("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch")])
@@ -142,12 +142,12 @@ def test_nothing_is_paged_without_a_gpu(make, optim, used):
 def test_quantized_bases_need_bitsandbytes(make, without, options, method):
     assert findings(make(options, method=method))[0] == {}
     without("bitsandbytes")
-    assert "LF-PLUGIN-020" in findings(make(options, method=method))[0]
+    assert "LF-PLUGIN-023" in findings(make(options, method=method))[0]
 
 
 def test_a_quantized_base_has_one_width_and_is_not_trained(make):
-    assert "LF-MODEL-011" in findings(make(base(load_in_4bit=True, load_in_8bit=True)))[0]
-    assert "LF-MODEL-011" in findings(make(base(load_in_8bit=True), method=QLORA))[0]
+    assert "LF-TRAIN-012" in findings(make(base(load_in_4bit=True, load_in_8bit=True)))[0]
+    assert "LF-TRAIN-012" in findings(make(base(load_in_8bit=True), method=QLORA))[0]
     assert "LF-TRAIN-007" in findings(make(base(load_in_4bit=True), method=FULL))[0]
 
 
