@@ -117,10 +117,9 @@ class Overrides:
 
     def _tuner_keys(self) -> set[str]:
         """Keys of any installed fine-tuner's configuration."""
-        configs: list[type[Config]] = [
-            registered.component.Config for registered in self.registry.family("fine_tuner").values()
-        ]
-        return {key for config in [FineTunerConfig, *configs] for key in (*config.model_fields, *config.aliases)}
+        configs: list[type[Config]] = [FineTunerConfig]
+        configs += [registered.component.Config for registered in self.registry.family("fine_tuner").values()]
+        return {key for config in configs for key in (*config.model_fields, *config.aliases)}
 
 
 def _suggest(key: str) -> str:

@@ -190,4 +190,4 @@ def _unreadable(path: Path, error: OSError) -> LlamaFarmError:
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in {".jsonl", ".json"})
         hint = f"name a file in it, such as {files[0]!r}" if files else ""
         return DataError.of("LF-DATA-002", "a folder, where a file of rows was expected", where=where, hint=hint)
-    return DiskError.of("LF-DISK-001", f"cannot be read: {error.strerror}", where=where)
+    return DiskError.of("LF-DISK-002", f"cannot be read: {error.strerror}", where=where)

@@ -140,7 +140,7 @@ def _replacing(outputs: tuple[Path, Path]) -> Iterator[tuple[IO[bytes], IO[bytes
             part.replace(output)
     except OSError as error:
         where = str(error.filename or outputs[0].parent)
-        raise DiskError.of("LF-DISK-002", f"cannot be written: {error.strerror}", where=where) from None
+        raise DiskError.of("LF-DISK-001", f"cannot be written: {error.strerror}", where=where) from None
     finally:
         for part in parts:
             part.unlink(missing_ok=True)

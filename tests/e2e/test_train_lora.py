@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llamafarm.errors import NumericError
+from llamafarm.errors import HardwareError, NumericError
 from llamafarm.models._generate import Sampling, generate
 from llamafarm.models._load import load_for_generation
 from llamafarm.testing._tiny import ARCHITECTURES
@@ -109,7 +109,7 @@ def test_the_step_is_the_same_however_it_is_cut_into_micro_steps(fit):
     for other in courses[1:]:
         assert other.losses == pytest.approx(courses[0].losses, abs=1e-5)
         norms = [[event["grad_norm"] for event in course.events("log")] for course in (courses[0], other)]
-        assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+        assert norms[1] == pytest.approx(norms[0], rel=1e-3)  # Adam magnifies what rounding leaves
 
 
 @pytest.mark.e2e
@@ -198,3 +198,25 @@ def test_an_infinite_gradient_stops_the_run(fit, monkeypatch):
     monkeypatch.setattr(_train, "token_losses", losses)
     with pytest.raises(NumericError, match="step 1: the gradient's norm is"):
         fit()
+
+
+@pytest.mark.e2e
+def test_out_of_memory_says_what_to_do(fit, monkeypatch):
+    from llamafarm_tuners.pytorch import _train
+
+    monkeypatch.setattr(_train, "token_losses", lambda *_, **__: torch.empty(1 << 50))
+    with pytest.raises(HardwareError, match=r"out of memory on a CPU; set training.batch_size: 1.*LF-HARDWARE-010"):
+        fit()
+
+
+@pytest.mark.e2e
+def test_other_failures_pass_as_they_are(fit, monkeypatch):
+    from llamafarm_tuners.pytorch import _train
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_train, "token_losses", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit()
+    assert [path.name for path in (fit.root / "output-1").iterdir()] == ["trainer_log.jsonl"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from llamafarm.api import EvaluationConfig, Example
 from llamafarm.data.plain import plain_prompt
 from llamafarm.models._generate import Chat, Sampling, generate
+from llamafarm_tuners.pytorch._model import moved
 
 _SAMPLES = 5
 
@@ -47,7 +48,7 @@ def exact_match(
 ) -> tuple[float, list[dict[str, Any]]]:
     """Share of greedy answers equal to the expected ones (surrounding blanks aside), and a few samples."""
     was_training = model.training
-    model.to(device).eval()
+    moved(model, device).eval()
     sampling = Sampling(max_new_tokens=config.max_new_tokens)
     answers = generate(model, tokenizer, asked.prompts, sampling, batch_size=config.batch_size)
     model.train(was_training)

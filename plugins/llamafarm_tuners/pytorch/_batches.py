@@ -48,7 +48,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         tensors = (self.input_ids, self.attention_mask, self.targets, self.kept)
-        ids, mask, targets, kept = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        ids, mask, targets, kept = (tensor.to(device) for tensor in tensors)
         return Batch(ids, mask, targets, kept, self.tokens, self.labels)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from llamafarm.api import Example, PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.data.tokens import TokenizedRow, tokenize
-from llamafarm.errors import Problem, StrategyError
+from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match, questions
 from llamafarm_tuners.pytorch._checkpoints import BEST
@@ -58,6 +58,12 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
     mixed = autocast(config.training, plan)
     accelerator = _accelerator(plan, mixed)
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
+    with _memory_explained(plan):
+        return _carry_out(job, mixed)
+
+
+def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
+    config, plan, accelerator = job.config, job.plan, job.accelerator
     work, parameters = _prepare(job, mixed)
     job.run.emit("phase", name="training")
     with _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"):
@@ -202,6 +208,21 @@ def _accelerator(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
     return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)
+
+
+@contextmanager
+def _memory_explained(plan: RunPlan) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise HardwareError.of(
+            "LF-HARDWARE-010",
+            f"out of memory on {plan.device.name}",
+            hint="set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
+            "then gradient_checkpointing: true, a smaller max_seq_length, method qlora",
+        ) from error
 
 
 @contextmanager

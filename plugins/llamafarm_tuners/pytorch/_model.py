@@ -61,6 +61,11 @@ def model_for(
     return model
 
 
+def moved(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on a device; a quantized one was loaded where it belongs, and may refuse to move."""
+    return model if getattr(model, "is_quantized", False) else model.to(device)
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable and all parameters; packed weights count as what they stand for."""
     sizes = [(parameter.requires_grad, _size(parameter)) for parameter in model.parameters()]

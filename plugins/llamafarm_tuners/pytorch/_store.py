@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from llamafarm.errors import DiskError, NumericError
+from llamafarm.errors import NumericError
 from llamafarm_tuners.pytorch.card import model_card
-from llamafarm_tuners.pytorch.journal import write_json
+from llamafarm_tuners.pytorch.journal import on_disk, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     Raises:
         DiskError: If it cannot be written.
     """
-    with _on_disk(folder), _temporary(folder.parent) as temporary:
+    with on_disk(folder), _temporary(folder.parent) as temporary:
         yield temporary
         _sync(temporary)
         with tempfile.TemporaryDirectory(prefix=".old-", dir=folder.parent) as old:
@@ -84,7 +84,7 @@ def merged_into(folder: Path) -> Iterator[Path]:
     Raises:
         DiskError: If it cannot be written.
     """
-    with _on_disk(folder), _temporary(folder) as temporary:
+    with on_disk(folder), _temporary(folder) as temporary:
         yield temporary
         _sync(temporary)
         for file in sorted(temporary.iterdir()):
@@ -143,16 +143,3 @@ def _sync(folder: Path) -> None:
     for file in folder.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-
-
-@contextmanager
-def _on_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiskError.of(
-            "LF-DISK-010",
-            f"cannot write {folder.name}: {error.strerror or error}",
-            where=str(folder),
-            hint="free space or choose another output_dir; what was written before is intact",
-        ) from error

@@ -22,6 +22,7 @@ from llamafarm_tuners.pytorch._batches import Batch, TokenRow, collate, epoch_or
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, restore
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
 from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
+from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._report import Report, Tally
 from llamafarm_tuners.pytorch._store import Trained
@@ -96,8 +97,8 @@ def train(work: Work, run: RunContext) -> Course:
     saving = rhythm(training.save_strategy, training.save_steps, sizes)
     metrics: Mapping[str, float] = {}
     step = 0
-    for step, batches in _steps(work, sizes):
-        done, grad_norm, learning_rate = stepper.take(step, batches)
+    for step, micro_steps in _steps(work, sizes):
+        done, grad_norm, learning_rate = stepper.take(step, micro_steps)
         report.step(step, done, learning_rate, grad_norm)
         if evaluating.due(step) or (evaluating.every and step == sizes.steps):
             metrics = stepper.evaluate()
@@ -136,8 +137,8 @@ class Stepper:
         )
         self.guard = FiniteGuard(scaled=work.accelerator.scaler is not None)
 
-    def take(self, step: int, batches: Sequence[Batch]) -> tuple[Tally, float, float]:
-        """Take one step over the micro-batches of this process.
+    def take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
+        """Take one step over the rows that this process has in each micro-step.
 
         The gradient is that of the mean over all targets of the step, however they are spread over micro-batches
         and processes.
@@ -150,6 +151,7 @@ class Stepper:
         """
         started = time.perf_counter()
         accelerator = self.work.accelerator
+        batches = [_batch(self.work, rows) for rows in micro_steps]
         labels = sum_over_processes(torch.tensor([float(sum(b.labels for b in batches))]), accelerator).item()
         scale = accelerator.num_processes / max(labels, 1.0)
         loss = torch.zeros((), device=accelerator.device)
@@ -192,8 +194,8 @@ class Stepper:
         return metrics
 
 
-def _steps(work: Work, sizes: Sizes) -> Iterator[tuple[int, list[Batch]]]:
-    """The micro-batches of each optimizer step for this process, with the step's number from 1 on."""
+def _steps(work: Work, sizes: Sizes) -> Iterator[tuple[int, list[list[int]]]]:
+    """The rows of each micro-step of each optimizer step for this process, with the step's number from 1 on."""
     training, accelerator = work.training, work.accelerator
     seed = training.seed if training.data_seed is None else training.data_seed
     lengths = [len(row.input_ids) for row in work.rows]
@@ -203,7 +205,7 @@ def _steps(work: Work, sizes: Sizes) -> Iterator[tuple[int, list[Batch]]]:
         micro = micro_batches(order, training.batch_size, accelerator.process_index, accelerator.num_processes)
         for group in steps_of(micro, sizes.accumulation):
             step += 1
-            yield step, [_batch(work, chosen) for chosen in group]
+            yield step, group
             if step == sizes.steps:
                 return
 
@@ -232,7 +234,7 @@ def _placed(work: Work) -> nn.Module:
             )
         _recompute_activations(model)
     model.train()
-    wrapped: Any = model.to(accelerator.device)
+    wrapped: Any = moved(model, accelerator.device)
     if accelerator.num_processes > 1:
         wrapped = accelerator.prepare_model(wrapped)
     module: nn.Module = wrapped

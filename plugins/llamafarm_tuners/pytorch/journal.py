@@ -5,14 +5,34 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llamafarm.api import TrainingConfig
+from llamafarm.errors import DiskError
 from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.meters import clock
 from llamafarm_tuners.pytorch.schedule import Sizes
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Say in our words what the file system refuses.
+
+    Raises:
+        DiskError: If it does.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError.of(
+            "LF-DISK-010",
+            f"cannot write {path.name}: {error.strerror or error}",
+            where=str(path),
+            hint="free space or choose another output_dir; what was written before is intact",
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,5 +108,5 @@ class Journal:
         if not self._path:
             return
         text = json.dumps({key: value for key, value in line.items() if value is not None}, allow_nan=False)
-        with self._path.open("a", encoding="utf-8") as file:
+        with on_disk(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llamafarm.api import TrainingConfig
+from llamafarm.errors import DiskError
 from llamafarm.testing.fresh import fresh
 from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.journal import Journal, trainer_state, write_json
@@ -79,3 +80,11 @@ def test_the_peak_stays_after_the_memory_is_gone():
         "before = peak(); block = bytearray(10**8); del block; answer = peak() - before"
     )
     assert 0.9e8 < fresh(code) < 1.5e8
+
+
+def test_a_disk_that_refuses_is_an_error_of_ours(tmp_path):
+    journal = Journal(tmp_path, 10)
+    (tmp_path / "trainer_log.jsonl").unlink()
+    (tmp_path / "trainer_log.jsonl").mkdir()
+    with pytest.raises(DiskError, match="LF-DISK-010"):
+        journal.log(1, 0.1, 1.0, 1.0)
