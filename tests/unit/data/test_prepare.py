@@ -71,9 +71,8 @@ def test_a_splitter_sees_each_content_once_and_copies_follow(write: Any) -> None
 def test_held_out_rows_of_a_file_are_not_trained_on(write: Any) -> None:
     notices: list[str] = []
     path = write([pair(1), pair(2), pair(2), pair(3)])
-    held_out = write(
-        [{"messages": [{"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]}], "e.jsonl"
-    )
+    chat = [{"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]
+    held_out = write([{"messages": chat}], "e.jsonl")
     data = prepared(Halves(NoConfig()), notices, path=path, eval_path=held_out)
     assert questions(data.train) == ["q1", "q3"]
     assert questions(data.eval) == ["q2"]
@@ -88,10 +87,10 @@ def test_nothing_left_to_train_on_is_refused(write: Any) -> None:
 
 
 def test_problems_of_both_files_come_together(write: Any) -> None:
-    path, held_out = write(b'{"prompt":"q"}\nx\n'), write(b"y\n", "e.jsonl")
+    path, held_out = write(b'{"prompt":"q"}\nx\n{"prompt":"q","completion":"a"}'), write(b"y\n", "e.jsonl")
     with pytest.raises(DataError) as error:
         prepared(path=path, eval_path=held_out)
-    assert [problem.where for problem in error.value.problems] == [f"{path}:1", f"{path}:2:1", f"{held_out}:1:1"]
+    assert {problem.where for problem in error.value.problems} == {f"{path}:1", f"{path}:2:1", f"{held_out}:1:1"}
 
 
 def test_every_bad_row_is_named(write: Any) -> None:
@@ -108,6 +107,16 @@ def test_a_form_that_nobody_knows_is_said_once(write: Any) -> None:
     with pytest.raises(DataError) as error:
         prepared(path=path)
     assert [problem.where for problem in error.value.problems] == [f"{path}:1"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_said_of_a_row_does_not_depend_on_its_place(first: bool, write: Any) -> None:
+    rows = [{"prompt": "q"}, pair(1)] if first else [pair(1), {"prompt": "q"}]
+    path = write(rows)
+    with pytest.raises(DataError) as error:
+        prepared(path=path)
+    (problem,) = error.value.problems
+    assert (problem.where, problem.message) == (f"{path}:{1 if first else 2}", "'completion' is missing")
 
 
 def test_a_form_can_be_given(write: Any) -> None:
