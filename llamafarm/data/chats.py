@@ -51,7 +51,10 @@ def _message(item: Any, place: str) -> Message:
     content = text(item, "value" if "from" in item else "content", of=place)
     if role not in ROLES:
         raise Fault("LF-DATA-015", f"{place} is by {role!r}, expected {one_of(ROLES)}", hint=nearest(role, ROLES))
-    return Message(ROLES[role], content, _train(item, place))
+    train = _train(item, place)
+    if train and ROLES[role] != "assistant":
+        raise Fault("LF-DATA-017", f"{place} is to be trained on, but it is by {role!r}: only answers are learned")
+    return Message(ROLES[role], content, train)
 
 
 def _train(item: Mapping[str, Any], place: str) -> bool | None:

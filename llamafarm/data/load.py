@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 from llamafarm.api import DatasetConfig, Example, GenerateDataConfig, Row, RowRef
 from llamafarm.data.digests import example_digest, row_digest
 from llamafarm.data.formats import detect_format, to_example, unused_columns
-from llamafarm.data.problems import ProblemLog
+from llamafarm.data.problems import SHOWN, ProblemLog
 from llamafarm.data.rows import read_raw
-from llamafarm.errors import DataError, Problem
+from llamafarm.errors import DataError
 
 Rows = Iterable[tuple[RowRef, dict[str, Any]]]
 Notice = Callable[[str], None]
@@ -50,21 +50,18 @@ def load(
 ) -> Iterator[Row]:
     """Append each row to `into` as an example and yield it as a splitter sees it; problems go to `log`.
 
-    The first row tells the form of all, unless the dataset names it.
+    Unless the dataset names the form of the rows, the first row that has one tells it for all.
     """
-    form: str = "" if dataset.format == "auto" else dataset.format
+    form: str = dataset.format
+    if form == "auto":
+        form, rows = _form(name, rows, dataset, log, notice)
     unused: dict[str, None] = {}
     for ref, fields in rows:
         try:
-            if not form:
-                form, reason = detect_format(fields, dataset.text_field)
-                notice(f"{name}: rows are {form} ({reason})")
             example = to_example(fields, ref, form, dataset.text_field)
         except DataError as error:
             for problem in error.problems:
-                log.add(problem if problem.where else Problem(problem.id, problem.message, str(ref), problem.hint))
-            if not form:
-                return  # without a form, every row would be one more problem of the same kind
+                log.add(problem)
             continue
         unused.update(dict.fromkeys(unused_columns(fields, form, dataset.text_field)))
         into.examples.append(example)
@@ -72,3 +69,22 @@ def load(
         yield Row(len(into.examples) - 1, row_digest(fields), fields)
     if unused:
         notice(f"{name}: not used: column{'s' * (len(unused) > 1)} {', '.join(map(repr, unused))}")
+
+
+def _form(name: str, rows: Rows, dataset: DatasetConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:
+    """The form of the rows, and all of them again; no rows if the first ones have none."""
+    remaining = iter(rows)
+    first: list[tuple[RowRef, dict[str, Any]]] = []
+    errors: list[DataError] = []
+    for ref, fields in islice(remaining, SHOWN):
+        first.append((ref, fields))
+        try:
+            form, reason = detect_format(fields, dataset.text_field)
+        except DataError as error:
+            errors.append(error)
+            continue
+        notice(f"{name}: rows are {form} ({reason})")
+        return form, chain(first, remaining)
+    for problem in errors[0].problems if errors else ():
+        log.add(replace(problem, where=str(first[0][0])))
+    return "", ()

@@ -52,7 +52,10 @@ def prepare(dataset: DatasetConfig, splitter: DataSplitter[Any] | None, *, notic
         _exhaust(rows)
         sides: Sequence[bool] = [False] * len(whole.examples)
     else:
-        sides = assign(rows, splitter, key=lambda row: whole.contents[row.index]).held_out
+        assigned = assign(rows, splitter, key=lambda row: whole.contents[row.index])
+        sides = assigned.held_out
+        if assigned.copies:
+            notice(f"{name}: {assigned.copies} of {len(sides)} rows are copies: each is on the side of its first")
     return _result(_side(whole, sides, held_out=False), _side(whole, sides, held_out=True), {})
 
 

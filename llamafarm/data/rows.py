@@ -117,11 +117,11 @@ def _json_lines(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[RawRo
         try:
             fields = decode_row(raw)
         except Fault as fault:
-            log.add(fault.at(f"{path}:{number}"))
             if raw == b"{":  # an object printed over several lines: each of them would be a problem of its own
                 hint = "write each object on one line, or all of them in an array"
                 log.add(Problem("LF-DATA-004", "an object goes over several lines", f"{path}:{number}", hint))
                 return
+            log.add(fault.at(f"{path}:{number}"))
             continue
         yield RawRow(number, raw, fields)
 
@@ -168,9 +168,9 @@ def _elements(path: Path, text: str, log: ProblemLog) -> Iterator[RawRow]:
             position = _skip(text, position + 1)
         elif not text.startswith("]", position):
             raise Fault("LF-DATA-004", "invalid JSON: expected ',' or ']'", column=position + 1)
-    if text[position + 1 :].strip():
+    if (position := _skip(text, position + 1)) < len(text):
         message = "the file begins with a JSON array and goes on after its end"
-        raise Fault("LF-DATA-004", message, column=position + 2, hint="write one object a line, or one array alone")
+        raise Fault("LF-DATA-004", message, column=position + 1, hint="write one object a line, or one array alone")
 
 
 def _skip(text: str, position: int) -> int:
