@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 .PHONY: quickstart test lint types format install install-test clean
 
 quickstart: install
-	$(BIN)/llamafarm train --strategy quickstart
+	$(BIN)/llamafarm train --strategy quickstart --overwrite
 	$(BIN)/llamafarm generate --model output/quickstart --prompt "$(PROMPT)"
 
 test: lint types
