@@ -90,7 +90,6 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
-    seed_everything(config.training.seed)  # what was drawn so far must not depend on whether the base was measured
     for method in plan.methods:
         model = method.apply(model, run)
     names = " + ".join(method.name for method in plan.methods)

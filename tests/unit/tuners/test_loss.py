@@ -53,3 +53,12 @@ def test_a_batch_with_nothing_to_learn_has_loss_0_and_gradients(model):
     assert (loss.item(), right.item()) == (0, 0)
     loss.backward()
     assert model.get_input_embeddings().weight.grad is not None
+
+
+def test_half_precision_logits_are_summed_in_fp32(tiny_model_dir):
+    config = BaseModelConfig(huggingface_id=str(tiny_model_dir("llama")))
+    exact, rounded = (load_model(config, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16))
+    with torch.inference_mode():
+        losses = [token_losses(model, collate(ROWS, 1), selective=True)[0] for model in (exact, rounded)]
+    assert losses[1].dtype == torch.float32
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-3)

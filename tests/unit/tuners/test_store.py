@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -95,6 +96,17 @@ def test_a_checkpoint_restores_the_weights(tmp_path, which, request):
     restore(subject.model, path)
     after = subject.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_saving_never_asks_the_hub_about_the_base(tmp_path, trained, monkeypatch):
+    from peft.utils import save_and_load
+
+    def ask(*_, **__):
+        raise AssertionError("it asked")
+
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", ask)
+    write_model(replace(trained, base="owner/name"), tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/name"
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, trained, monkeypatch):
