@@ -49,6 +49,7 @@ class Fit:
     models: Any
     root: Path
     count: int = 0
+    given: dict[str, str] = field(default_factory=lambda: {"training.load_best_model_at_end": "strategy.yaml:1"})
     rows: Sequence[Example] = field(default_factory=lambda: [conversation(index) for index in range(24)])
 
     def __call__(
@@ -79,9 +80,7 @@ class Fit:
             )
         )
         chosen = METHODS[method](METHODS[method].Config.model_validate(options or {}))
-        plan = RunPlan(
-            "test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), {"training.load_best_model_at_end": "x"}
-        )
+        plan = RunPlan("test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), dict(self.given))
         data = PreparedData(rows or self.rows, [conversation(100 + index) for index in range(held_out)], {}, "")
         run = RecordingRun(folder)
         return Fitted(tuner.fit(plan, data, run), folder, run, model)

@@ -7,9 +7,9 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-from llamafarm.errors import HardwareError, NumericError
+from llamafarm.errors import HardwareError, ModelError, NumericError
 from llamafarm.models._generate import Sampling, generate
 from llamafarm.models._load import load_for_generation
 from llamafarm.testing._tiny import ARCHITECTURES
@@ -220,3 +220,19 @@ def test_other_failures_pass_as_they_are(fit, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fit()
     assert [path.name for path in (fit.root / "output-1").iterdir()] == ["trainer_log.jsonl"]
+
+
+@pytest.mark.e2e
+def test_an_attention_kernel_that_does_not_fit_gives_way_unless_it_was_asked_for(fit, tiny_model_dir, tmp_path):
+    folder = tmp_path / "gemma2"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir("llama"))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": len(tokenizer), "pad_token_id": 2}
+    Gemma2ForCausalLM(Gemma2Config(**sizes, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    base = {"huggingface_id": str(folder), "attn_implementation": "sdpa"}
+    done = fit(base=base, max_steps=2)
+    assert any("does not support sdpa attention" in event["message"] for event in done.events("notice"))
+    fit.given["base_model.attn_implementation"] = "--set"
+    with pytest.raises(ModelError, match="LF-MODEL-005"):
+        fit(base=base, max_steps=2)
