@@ -7,7 +7,7 @@
 #   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
 
 VENV   ?= .venv
-PROMPT ?= Turn on the kitchen light
+PROMPT ?= Set the floor lamp in the kitchen to 40 percent
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 

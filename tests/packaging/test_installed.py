@@ -54,7 +54,7 @@ def test_quickstart(installed, tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     output = tmp_path / "output" / "quickstart"
     assert json.loads((output / "llamafarm" / "manifest.json").read_text())["status"] == "completed"
-    asked = ["generate", "--model", str(output), "--prompt", "Turn on the kitchen light"]
+    asked = ["generate", "--model", str(output), "--prompt", "Set the floor lamp in the kitchen to 40 percent"]
     answered = installed.llamafarm(*asked, cwd=tmp_path)
     assert answered.returncode == 0, answered.stderr
     assert answered.stdout.strip()
