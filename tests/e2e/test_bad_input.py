@@ -14,8 +14,11 @@ pytestmark = pytest.mark.e2e
 GOOD = '{"instruction": "Say a.", "output": "a"}\n{"instruction": "Say b.", "output": "b"}\n'
 
 
+HEAD = "name: x\nfine_tuner:\n  type: pytorch\n  config:\n    base_model: base\n    dataset: data.jsonl\n"
+
+
 def strategy(config: str = "", rest: str = "") -> str:
-    return f"name: x\nfine_tuner:\n  type: pytorch\n  config:\n    base_model: base\n    dataset: data.jsonl\n{config}{rest}"
+    return f"{HEAD}{config}{rest}"
 
 
 @pytest.fixture(scope="module")
