@@ -11,6 +11,7 @@ from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTr
 from transformers.generation.streamers import TextStreamer
 
 from llamafarm.errors import ModelError
+from llamafarm.models._turns import end_of_turn
 
 Chat = Sequence[dict[str, str]]
 """Messages as `{"role": …, "content": …}`."""
@@ -100,20 +101,8 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prom
     ends = set(own if isinstance(own, list) else [own])
     ends.add(tokenizer.eos_token_id)
     if any(not isinstance(prompt, str) for prompt in prompts):
-        ends.add(_end_of_turn(tokenizer))
+        ends.add(end_of_turn(tokenizer))
     return sorted(token for token in ends if token is not None)
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    answer = "answer"
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # noqa: BLE001  # such a template has no turn to end
-        return None
-    after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return next((token for token in after if token in special), None)
 
 
 def _generation_config(sampling: Sampling, ends: list[int], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -18,6 +18,7 @@ from transformers import (
 from llamafarm.api.config import ScratchConfig
 from llamafarm.errors import ModelError, nearest
 from llamafarm.models._load import ensure_pad
+from llamafarm.models._turns import end_of_turn
 
 _WORDS = r" ?\p{L}+|\p{N}{1,3}|[._/-]\p{L}+| ?[^\s\p{L}\p{N}]+|\s*\n|\s+(?!\S)|\s+"
 """Where merges stop: a word takes the space before it, a number never does (so a number has one spelling in tokens),
@@ -78,4 +79,7 @@ def new_model(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> PreT
         model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AssertionError) as error:
         raise ModelError.of("LF-MODEL-012", f"cannot build a {model_type} model from these options: {error}") from error
+    ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
+    if model.generation_config is not None and len(ends) > 1:  # a server that only has the model must stop there too
+        model.generation_config.eos_token_id = sorted(ends)
     return model

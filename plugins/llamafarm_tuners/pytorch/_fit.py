@@ -16,6 +16,7 @@ from torch import nn
 from llamafarm.api import Example, PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.data.tokens import TokenizedRow, tokenize
 from llamafarm.errors import HardwareError, Problem, StrategyError
+from llamafarm.models._load import quiet
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match, questions
 from llamafarm_tuners.pytorch._checkpoints import BEST
@@ -55,6 +56,7 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
     Raises:
         LlamaFarmError: For everything a user can mend.
     """
+    quiet()
     mixed = autocast(config.training, plan)
     accelerator = _accelerator(plan, mixed)
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
