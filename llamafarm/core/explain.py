@@ -81,6 +81,12 @@ def redact(text: str, hidden: tuple[str, ...]) -> str:
     return text
 
 
+def _portable(origin: Origin) -> str:
+    """The origin without the folders of an absolute path: the file leaves this machine with the run."""
+    text = str(origin)
+    return text.rpartition("/")[2] if text.startswith("/") else text
+
+
 def resolved_yaml(loaded: Loaded) -> str:
     """The resolved strategy as YAML, each value with a comment that says where it comes from."""
     from io import StringIO
@@ -102,7 +108,7 @@ def resolved_yaml(loaded: Loaded) -> str:
         for part, following in zip(resolved.path, resolved.path[1:], strict=False):
             node = child(node, part, following)
         node[resolved.path[-1]] = resolved.value
-        node.yaml_add_eol_comment(f"from: {resolved.origin}", resolved.path[-1])
+        node.yaml_add_eol_comment(f"from: {_portable(resolved.origin)}", resolved.path[-1])
     stream = StringIO()
     writer = YAML()
     writer.width = 10_000

@@ -261,6 +261,14 @@ def test_resolved_yaml_loads_again_to_the_same_strategy(registry, write):
     assert dump(load(Request(write(text, "again.yaml")), registry)) == dump(loaded)
 
 
+def test_resolved_yaml_names_no_folder_of_this_machine(registry, write, tmp_path, monkeypatch):
+    path = tmp_path / write(GOOD)
+    monkeypatch.chdir("/")
+    text = resolved_yaml(load(Request(str(path)), registry))
+    assert str(tmp_path) not in text
+    assert "# from: s.yaml:1:7" in text
+
+
 def test_files_with_several_strategies(registry, write):
     name = write("version: 1\nstrategies:\n- {name: a, description: first}\n- {name: b, description: second}\n")
     assert load(Request(f"{name}:b"), registry).strategy.description == "second"
