@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
@@ -83,8 +83,7 @@ def redact(text: str, hidden: tuple[str, ...]) -> str:
 
 def _portable(origin: Origin) -> str:
     """The origin without the folders of an absolute path: the file leaves this machine with the run."""
-    text = str(origin)
-    return text.rpartition("/")[2] if text.startswith("/") else text
+    return str(replace(origin, place=origin.place.rpartition("/")[2]) if origin.place.startswith("/") else origin)
 
 
 def resolved_yaml(loaded: Loaded) -> str:

@@ -263,7 +263,8 @@ def test_resolved_yaml_loads_again_to_the_same_strategy(registry, write):
 
 def test_resolved_yaml_names_no_folder_of_this_machine(registry, write, tmp_path, monkeypatch):
     path = tmp_path / write(GOOD)
-    monkeypatch.chdir("/")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     text = resolved_yaml(load(Request(str(path)), registry))
     assert str(tmp_path) not in text
     assert "# from: s.yaml:1:7" in text
