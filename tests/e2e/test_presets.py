@@ -1,4 +1,4 @@
-"""The shipped presets train, by the steps of `llamafarm train`, on any model folder; nothing but the adapter changes."""
+"""The shipped presets train on any model folder, by the steps of `llamafarm train`; the base is never changed."""
 
 from __future__ import annotations
 
