@@ -68,6 +68,12 @@ def test_a_splitter_sees_each_content_once_and_copies_follow(write: Any) -> None
     assert any("not used: column 'id'" in notice for notice in notices)
 
 
+def test_texts_are_told_apart(write: Any) -> None:
+    data = prepared(Halves(NoConfig()), path=write([{"text": "a"}, {"text": "b"}, {"text": "a"}]))
+    assert [[example.text for example in side] for side in (data.train, data.eval)] == [["a", "a"], ["b"]]
+    assert data.counts["copies"] == 1
+
+
 def test_held_out_rows_of_a_file_are_not_trained_on(write: Any) -> None:
     notices: list[str] = []
     path = write([pair(1), pair(2), pair(2), pair(3)])
