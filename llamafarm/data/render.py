@@ -79,7 +79,7 @@ class _Template:
         content = self._content(text, turn, chat, start)
         if start is None:
             start = content[0]
-        end = max(start, content[1])
+        end = content[1]
         if mark and (token := self._token.search(text, end, mark[1])) and not text[token.end() : mark[1]].strip():
             return Span(start, mark[1])
         end = max(end, mark[1]) if mark else end

@@ -11,9 +11,19 @@ def split_names(path: Path) -> tuple[Path, Path]:
 
 
 def find_split(path: Path) -> tuple[Path, Path] | None:
-    """The two sides of an earlier split of `path`, or of the split whose training side `path` is."""
+    """The two sides of an earlier split of `path`, or of the split whose training side `path` is.
+
+    A split that is older than what was split is none: it would leave out what came in since.
+    """
     whole = path.with_name(path.name.replace(f"_train{path.suffix}", path.suffix))
-    sides = split_names(whole)
-    if whole == path:
-        return sides if all(side.is_file() for side in sides) else None
-    return (path, sides[1]) if sides[1].is_file() else None
+    if whole != path:
+        held_out = split_names(whole)[1]
+        return (path, held_out) if held_out.is_file() else None
+    for sides in (split_names(path), split_names(path.with_suffix(".jsonl"))):
+        if all(side.is_file() and not _older(side, path) for side in sides):
+            return sides
+    return None
+
+
+def _older(side: Path, whole: Path) -> bool:
+    return whole.exists() and side.stat().st_mtime < whole.stat().st_mtime

@@ -15,7 +15,7 @@ from llamafarm.data.problems import ProblemLog
 from llamafarm.data.render import renderer
 from llamafarm.data.spans import Rendered
 from llamafarm.data.strict import Fault
-from llamafarm.errors import DataError
+from llamafarm.errors import DataError, ModelError
 
 __all__ = ["IGNORED", "Tokenized", "TokenizedRow", "tokenize"]
 
@@ -51,8 +51,9 @@ def tokenize(
         train_on_inputs: Learn prompts too.
 
     Raises:
-        DataError: If the template refuses a conversation, or no row is left to learn from.
-        ModelError: If the tokenizer has no end-of-text token, or its chat template cannot be used.
+        DataError: If no row is left to learn from.
+        ModelError: If the tokenizer has no end-of-text token, its chat template cannot be used, or the two refuse some
+            conversations; each is named.
     """
     everything = train_on_inputs or stage == "pt"
     counts: Counter[str] = Counter(examples=len(examples))
@@ -100,7 +101,7 @@ def _encode(
                 log.add(encoded.at(str(text.ref)))
             else:
                 yield text, encoded
-    log.check()
+    log.check(ModelError)
 
 
 def _countable(rows: Iterable[TokenizedRow], counts: Counter[str]) -> Iterator[TokenizedRow]:

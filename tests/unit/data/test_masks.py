@@ -63,6 +63,17 @@ def test_the_text_is_the_one_that_the_template_writes(tokenizer: Any, family: An
     assert rest in ("", tokenizer.eos_token, "<|start_header_id|>assistant<|end_header_id|>")
 
 
+def test_transformers_marks_the_same_tokens(family: Any, lab: Any) -> None:
+    tokenizer = lab.byte_level(lab.marked(family.template, "marks"), family.eos)
+    row = lab.chat("hello as on", "the hello", "on?", "as\n\nthe")
+    chat = [{"role": message.role, "content": message.content} for message in row.messages]
+    theirs = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    (ours,) = tokenized(tokenizer, row).rows
+    mask = [int(label != IGNORED) for label in ours.labels]
+    assert mask == theirs["assistant_masks"][: len(mask)]
+    assert not any(theirs["assistant_masks"][len(mask) :])
+
+
 nasty = st.sampled_from(
     [
         "hello",

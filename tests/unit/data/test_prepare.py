@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from llamafarm.api import DatasetConfig, DataSplitter, NoConfig, PreparedData, Row
 from llamafarm.data.assign import assign
 from llamafarm.data.prepare import prepare
+from llamafarm.data.split import split_file
 from llamafarm.errors import DataError, PluginError
 from llamafarm_splitters.hash import Hash, HashConfig
 from llamafarm_splitters.random import Random, RandomConfig
@@ -66,6 +68,12 @@ def test_a_splitter_sees_each_content_once_and_copies_follow(write: Any) -> None
     assert data.counts == {"read": 5, "trained": 3, "held_out": 2, "copies": 2}
     assert any("2 of 5 rows are copies: each is on the side of its first" in notice for notice in notices)
     assert any("not used: column 'id'" in notice for notice in notices)
+
+
+def test_texts_are_told_apart(write: Any) -> None:
+    data = prepared(Halves(NoConfig()), path=write([{"text": "a"}, {"text": "b"}, {"text": "a"}]))
+    assert [[example.text for example in side] for side in (data.train, data.eval)] == [["a", "a"], ["b"]]
+    assert data.counts["copies"] == 1
 
 
 def test_held_out_rows_of_a_file_are_not_trained_on(write: Any) -> None:
@@ -173,6 +181,20 @@ class TestAnEarlierSplit:
         data = prepared(Halves(NoConfig()), notices, path=path)
         assert (questions(data.train), questions(data.eval)) == (["q1"], ["q2"])
         assert any(f"holding out {held_out}" in notice for notice in notices)
+
+    def test_that_is_older_than_the_file_is_none(self, write: Any) -> None:
+        for number, name in enumerate(("data_train.jsonl", "data_eval.jsonl"), 1):
+            os.utime(write([pair(number)], name), (1, 1))
+        path = write([pair(3), pair(4)], "data.jsonl")
+        assert questions(prepared(path=path).train) == ["q3", "q4"]
+        os.utime(path, (1, 1))
+        assert questions(prepared(path=path).train) == ["q1"]
+
+    def test_of_an_array_is_found(self, write: Any) -> None:
+        path = write(json.dumps([pair(1), pair(2), pair(3)]), "data.json")
+        split_file(Path(path), Random(RandomConfig(eval_rows=1)))
+        data = prepared(path=path)
+        assert (data.counts["trained"], data.counts["held_out"]) == (2, 1)
 
     def test_of_one_side_only_is_none(self, write: Any) -> None:
         write([pair(1)], "data_eval.jsonl")

@@ -152,7 +152,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(DiskError, match=r"cannot be written: No space left on device \[LF-DISK-002\]"):
+    with pytest.raises(DiskError, match=r"cannot be written: No space left on device \[LF-DISK-001\]"):
         split_file(Path(write(rows(20))), tenth())
     assert files(tmp_path) == {"rows.jsonl"}
 

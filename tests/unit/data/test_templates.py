@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
 from llamafarm.api import Example, Message, RowRef
 from llamafarm.data.plain import plain_prompt
@@ -99,6 +100,44 @@ def test_a_space_before_the_answer_is_not_joined_with_it(lab: Any) -> None:
     assert learned(tokenizer, row) == "hello</s>"
 
 
+def test_the_token_that_begins_the_next_turn_does_not_end_this_one(lab: Any) -> None:
+    template = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+    tokenizer = lab.byte_level(template + "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+    (row,) = rows(tokenizer, lab.chat("a", "b", "c", "d"))
+    assert text(tokenizer, row.input_ids) == "<|user|>a<|assistant|>b<|user|>c<|assistant|>d</s>"
+    assert learned(tokenizer, row) == "bd</s>"
+
+
+def test_all_that_is_marked_is_learned(lab: Any) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if m['role'] == 'assistant' %}{% generation %}"
+        "{{ m['content'] + '<|im_start|>and more' }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}"
+        "{{ '<|end|>' }}{% endfor %}"
+    )
+    (row,) = rows(tokenizer := lab.byte_level(template), lab.chat("a", "b", "c", "d"))
+    assert learned(tokenizer, row) == "b<|im_start|>and more<|end|>d<|im_start|>and more<|end|>"
+
+
+def test_text_that_is_normalized_is_learned_as_it_is_normalized(lab: Any) -> None:
+    tokenizer = lab.byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    (row,) = rows(tokenizer, lab.chat("a", "e\u0301"))
+    assert learned(tokenizer, row) == "\u00e9</s>"
+
+
+def test_text_that_the_tokenizer_cannot_say_is_refused(lab: Any) -> None:
+    tokenizer = lab.byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(ModelError, match=r"rows.jsonl:1: .* turns 'Hello</s>' into 'hello</s>' \[LF-TEMPLATE-005\]"):
+        rows(tokenizer, lab.chat("a", "Hello"))
+
+
+def test_rows_too_short_to_learn_from_are_refused(lab: Any) -> None:
+    for short in (lab.chat("a", "b"), example(text="a")):
+        with pytest.raises(DataError, match=r"none of 1 examples keeps an answer within 1 tokens.*\[LF-DATA-023\]"):
+            rows(lab.byte_level(), short, max_seq_length=1)
+
+
 def test_golden_ids(lab: Any) -> None:
     """Bytes are their place in the sorted alphabet of byte-level BPE; 256 and up are merges, then special tokens."""
     tokenizer = lab.byte_level(lab.marked(lab.families["chatml"].template, "no-marks"), "<|im_end|>")
@@ -112,7 +151,7 @@ def test_golden_ids(lab: Any) -> None:
 def test_a_refusal_names_the_row(lab: Any) -> None:
     tokenizer = lab.byte_level(lab.marked(lab.families["gemma"].template, "no-marks"))
     refused = lab.chat("a", "b", system="c")
-    with pytest.raises(DataError) as error:
+    with pytest.raises(ModelError) as error:
         rows(tokenizer, lab.chat("a", "b"), refused, refused)
     assert [(problem.id, problem.where) for problem in error.value.problems] == [
         ("LF-TEMPLATE-002", "rows.jsonl:1")
@@ -122,7 +161,7 @@ def test_a_refusal_names_the_row(lab: Any) -> None:
 
 def test_many_refusals_are_counted(lab: Any) -> None:
     tokenizer = lab.byte_level(lab.marked(lab.families["gemma"].template, "no-marks"))
-    with pytest.raises(DataError, match="and 1980 more problems not shown") as error:
+    with pytest.raises(ModelError, match="and 1980 more problems not shown") as error:
         rows(tokenizer, *[lab.chat("a", "b", system="c")] * 2000)
     assert len(error.value.problems) == 21
 
@@ -135,7 +174,7 @@ def test_a_broken_template_is_the_models_fault(lab: Any) -> None:
 
 def test_a_template_that_leaves_answers_out_is_refused(lab: Any) -> None:
     template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
-    with pytest.raises(DataError, match=r"rows.jsonl:1: turn 2, an answer, cannot be found .*\[LF-TEMPLATE-003\]"):
+    with pytest.raises(ModelError, match=r"rows.jsonl:1: turn 2, an answer, cannot be found .*\[LF-TEMPLATE-003\]"):
         rows(lab.byte_level(template), lab.chat("a", "b"))
 
 
