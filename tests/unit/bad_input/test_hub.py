@@ -91,11 +91,3 @@ def test_what_the_hub_answers_is_said_in_plain_words(hub, tmp_path, model, revis
     exit_code, text = fresh(ASK, model, revision, str(tmp_path))
     assert shown in text
     assert exit_code == code
-
-
-def test_a_hub_that_is_not_there(hub, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    exit_code, text = fresh(ASK, "open/model", None, str(tmp_path))
-    assert "the hub cannot be reached" in text
-    assert "LF-NET-001" in text
-    assert exit_code == 11
