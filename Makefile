@@ -18,7 +18,7 @@ quickstart: install
 	$(BIN)/llamafarm generate --model output/quickstart --prompt "$(PROMPT)"
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install-test
 	$(BIN)/ruff format --check .

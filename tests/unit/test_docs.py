@@ -158,6 +158,11 @@ def test_commands_of_the_readme_are_those_of_the_program() -> None:
     assert {command.partition(" ")[0] for command in map(str, COMMANDS)} - {"finetune"} == set(listed)
 
 
+def test_every_error_has_a_test() -> None:
+    tested = ids_in(ROOT / "tests")
+    assert set(documented()) - set(tested) == set()
+
+
 def test_every_area_has_its_exit_code() -> None:
     used = ids_in(ROOT / "llamafarm") | ids_in(ROOT / "plugins")
     areas = {id_.split("-")[1] for id_ in used} - {"INTERNAL"}  # a defect: no error of ours is raised

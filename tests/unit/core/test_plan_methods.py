@@ -16,6 +16,11 @@ from llamafarm.errors import LlamaFarmError
 STRATEGY = "fine_tuner: {type: counting, config: {base_model: {from_scratch: {architecture: {}}}, dataset: d.jsonl}}\n"
 
 
+class Scaling(Lora):
+    name = "scaling"
+    stacks = True
+
+
 class Counting(FineTuner[FineTunerConfig]):
     name = "counting"
 
@@ -45,3 +50,18 @@ def test_without_any_hardware_profile_there_is_no_device(write):
     with pytest.raises(LlamaFarmError, match="no hardware profile is installed") as caught:
         make_plan(load(Request(write(STRATEGY)), installed), installed)
     assert caught.value.problems[0].id == "LF-HARDWARE-001"
+
+
+def test_a_method_that_only_modifies_needs_one_that_trains(write):
+    installed = registry(Lora, Scaling, Pytorch, Cpu)
+    text = STRATEGY.replace("counting", "pytorch")
+    with pytest.raises(LlamaFarmError, match=r"'scaling' trains nothing by itself.*LF-STRATEGY-033"):
+        make_plan(load(Request(write(text), sets=("method=scaling",)), installed), installed)
+    stacked = load(Request(write(text), sets=("method=[lora, scaling]",)), installed)
+    assert [method.name for method in make_plan(stacked, installed).plan.methods] == ["lora", "scaling"]
+
+
+def test_a_checkout_without_an_installation_says_so(write):
+    installed = registry(Lora, plugins=(), components={})
+    with pytest.raises(LlamaFarmError, match=r"not even our own; run: pip install -e \. .LF-PLUGIN-004"):
+        load(Request(write(STRATEGY)), installed)

@@ -83,7 +83,7 @@ def test_chats_need_a_template(tiny_model_dir):
     with pytest.raises(ModelError, match="LF-MODEL-030"):
         generate(model, tokenizer, PROMPTS[1:2], SHORT)
     tokenizer.chat_template = "{{ raise_exception('no system messages') }}"
-    with pytest.raises(ModelError, match="refuses these messages: no system messages"):
+    with pytest.raises(ModelError, match=r"refuses these messages: no system messages \[LF-MODEL-031\]"):
         generate(model, tokenizer, PROMPTS[1:2], SHORT)
 
 

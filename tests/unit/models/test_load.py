@@ -64,7 +64,7 @@ def test_code_of_a_model_does_not_run_unasked(copy: Path):
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": auto_map}))
     (copy / "evil.py").write_text("raise SystemExit('it ran')")
-    with pytest.raises(SecurityError, match="trust_remote_code"):
+    with pytest.raises(SecurityError, match=r"trust_remote_code.*LF-SECURITY-001"):
         load(copy)
 
 
@@ -133,7 +133,10 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_model_dir: TinyModel, tmp_
     )
     adapted.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    for base, why in ((tiny_model_dir("gpt_neox"), "cannot load the adapter"), (None, "does not say what its base")):
+    for base, why in (
+        (tiny_model_dir("gpt_neox"), "cannot load the adapter"),
+        (None, "what its base model is .LF-MODEL-009"),
+    ):
         path = str(base) if base else None
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": path}))
         with pytest.raises(ModelError, match=why):

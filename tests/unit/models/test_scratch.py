@@ -45,7 +45,7 @@ def test_a_model_has_the_tokenizers_vocabulary_and_torchs_seed():
     [
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({}, "e.g. 'llama'"),
-        ({"model_type": "llama", "hiden_size": 3}, "llama has no option 'hiden_size'"),
+        ({"model_type": "llama", "hiden_size": 3}, "llama has no option 'hiden_size' .LF-MODEL-012"),
         ({"model_type": "llama", "num_attention_heads": 0}, "cannot build a llama model"),
     ],
 )
