@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from llamafarm.api import DataSplitter, Row
@@ -25,7 +26,7 @@ class Hash(DataSplitter[HashConfig]):
 
     def held_out(self, rows: Iterable[Row]) -> Sequence[bool]:
         """Compare each digest with the threshold."""
-        places = [int.from_bytes(row.digest[:_BYTES]) for row in rows]
+        places = array("Q", (int.from_bytes(row.digest[:_BYTES]) for row in rows))
         share = self.config.share
         threshold = (share.numerator << 8 * _BYTES) // share.denominator
         sides = [place < threshold for place in places]

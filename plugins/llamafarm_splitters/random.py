@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from heapq import nsmallest
+from itertools import count
 
 from pydantic import Field
 
@@ -39,11 +42,13 @@ class Random(DataSplitter[RandomConfig]):
             DataError: If `eval_rows` leaves nothing to train on.
         """
         key = blake2b(str(self.config.seed).encode()).digest()
-        ranks = [blake2b(row.digest, digest_size=16, key=key).digest() for row in rows]
-        if len(ranks) < 2:
-            return [False] * len(ranks)
-        last = sorted(ranks)[self._number(len(ranks)) - 1]
-        return [rank <= last for rank in ranks]
+        digests = (blake2b(row.digest, digest_size=16, key=key).digest() for row in rows)
+        ranks = array("Q", (int.from_bytes(digest[:8]) for digest in digests))
+        sides = [False] * len(ranks)
+        if len(ranks) > 1:
+            for _, index in nsmallest(self._number(len(ranks)), zip(ranks, count(), strict=False)):
+                sides[index] = True
+        return sides
 
     def _number(self, rows: int) -> int:
         wanted = self.config.eval_rows
