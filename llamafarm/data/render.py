@@ -47,12 +47,14 @@ class _Turn:
 
 
 class _Template:
+    """A tokenizer's chat template, and the tokens that may end a turn."""
+
     def __init__(self, tokenizer: Any) -> None:
         self._template: str = tokenizer.get_chat_template()
         self._specials: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self._marked = bool(_MARK.search(self._template))
-        tokens = sorted((str(token) for token in tokenizer.get_added_vocab()), key=len, reverse=True)
-        token = "|".join(map(re.escape, tokens)) or "(?!)"
+        tokens = [token for token in tokenizer.get_added_vocab() if token.strip()]  # blank ones end nothing
+        token = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
         self._token, self._token_next = re.compile(token), re.compile(rf"\s*(?:{token})")
 
     def render(self, example: Example) -> Rendered:
@@ -140,7 +142,7 @@ class _Template:
             return None
 
     def _apply(self, chat: Chat, *, header: bool = False, marked: bool = False) -> tuple[str, list[Range]]:
-        from jinja2 import TemplateError, TemplateSyntaxError
+        from jinja2 import TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -154,7 +156,7 @@ class _Template:
         except TemplateSyntaxError as error:
             message = f"the chat template is not valid: {error.message} (line {error.lineno} of the template)"
             raise ModelError.of("LF-TEMPLATE-001", message) from None
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001  # a template is a program: it raises whatever it likes
             raise Fault("LF-TEMPLATE-002", f"the chat template refuses the conversation: {error}") from None
         return texts[0], marks[0] if marked else []
 

@@ -60,6 +60,9 @@ def tokenize(
     rows: list[TokenizedRow] = []
     encoder = Encoder(tokenizer)
     for rendered, encoded in _encode(examples, renderer(tokenizer), encoder):
+        if not encoded.learned:
+            counts["dropped_without_answer"] += 1
+            continue
         row = whole(encoded, everything=everything)
         if len(row.input_ids) <= max_seq_length:
             fitted = [row]

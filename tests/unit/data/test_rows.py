@@ -135,7 +135,7 @@ def test_an_unreadable_file_is_a_matter_of_the_disk(tmp_path: Path, monkeypatch:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DiskError, match="cannot be read: Permission denied"):
+    with pytest.raises(DiskError, match=r"cannot be read: Permission denied \[LF-DISK-002\]"):
         list(read_rows(tmp_path / "rows.jsonl"))
 
 

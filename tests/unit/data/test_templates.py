@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from tokenizers import normalizers
+from tokenizers import AddedToken, normalizers
 
 from llamafarm.api import Example, Message, RowRef
 from llamafarm.data.plain import plain_prompt
@@ -136,6 +136,37 @@ def test_rows_too_short_to_learn_from_are_refused(lab: Any) -> None:
     for short in (lab.chat("a", "b"), example(text="a")):
         with pytest.raises(DataError, match=r"none of 1 examples keeps an answer within 1 tokens.*\[LF-DATA-023\]"):
             rows(lab.byte_level(), short, max_seq_length=1)
+
+
+@pytest.mark.parametrize("answer", ["hello", "  hello", "\n\nhello\n\n"])
+def test_tokens_that_take_the_blanks_beside_them(answer: str, lab: Any) -> None:
+    tokenizer = lab.byte_level(lab.marked(lab.families["phi3"].template, "no-marks"))
+    taking = [AddedToken(token, rstrip=True, special=True) for token in ("<|user|>", "<|assistant|>", "<|end|>")]
+    tokenizer.add_special_tokens({"additional_special_tokens": taking})
+    assert tokenizer.decode(tokenizer("<|end|>  a")["input_ids"]) == "<|end|>a"
+    (row,) = rows(tokenizer, lab.chat("the", answer, "the", answer))
+    assert learned(tokenizer, row) == f"{answer}<|end|>{answer}<|end|>"
+
+
+def test_blank_tokens_end_nothing(lab: Any) -> None:
+    template = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '\n\n</s>' }}{% endfor %}"
+    tokenizer = lab.byte_level(template + "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+    tokenizer.add_tokens(["\n\n"])
+    (row,) = rows(tokenizer, lab.chat("a", "b", "c", "d"))
+    assert learned(tokenizer, row) == "b\n\n</s>d\n\n</s>"
+
+
+def test_a_conversation_without_an_answer_is_counted(lab: Any) -> None:
+    tokenizer = lab.byte_level(lab.marked(lab.families["chatml"].template, "no-marks"), "<|im_end|>")
+    options = {"stage": "sft", "max_seq_length": 99, "train_on_inputs": False}
+    found = tokenize([lab.chat("a"), lab.chat("a", "b")], tokenizer, **options)
+    assert (found.counts["dropped_without_answer"], found.counts["rows"]) == (1, 1)
+
+
+def test_whatever_a_template_raises_is_a_refusal(lab: Any) -> None:
+    tokenizer = lab.byte_level("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}")
+    with pytest.raises(ModelError, match=r"rows.jsonl:1: the chat template refuses .*\[LF-TEMPLATE-002\]"):
+        rows(tokenizer, lab.chat("a", "b"))
 
 
 def test_golden_ids(lab: Any) -> None:
