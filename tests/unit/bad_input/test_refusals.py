@@ -124,7 +124,7 @@ CASES = [
         {"old/llamafarm/manifest.json": manifest()},
     ),
     Case(
-        "LF-DATA-000", 3, f"{TRAIN} -d many.jsonl", ("many.jsonl:1", "and 5 more problems"), {"many.jsonl": "{\n" * 25}
+        "LF-DATA-000", 3, f"{TRAIN} -d many.jsonl", ("many.jsonl:1", "and 5 more problems"), {"many.jsonl": "x\n" * 25}
     ),
     Case("LF-DATA-025", 3, "datasplit data.jsonl --splitter random --set eval_rows=9", ("hold out at most 4",)),
     Case("LF-USAGE-008", 2, "datasplit data.jsonl --splitter hash --set sed=1", ("no option 'sed'",)),
