@@ -53,7 +53,7 @@ class Environment:
         environment |= {"LLAMAFARM_HOME": str(self.folder / "home"), **variables}
         program = str(self.folder / "bin" / command[0])
         return subprocess.run(
-            [program, *command[1:]], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=280
+            [program, *command[1:]], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=840
         )
 
     def llamafarm(self, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

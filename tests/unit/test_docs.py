@@ -106,7 +106,7 @@ def test_yaml_validates(document: Path, story: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if "```bash" in path.read_text("utf-8")], ids=name)
 def test_commands_run(document: Path, story: Path) -> None:
     for block in blocks(document):
