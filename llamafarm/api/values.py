@@ -191,6 +191,11 @@ class RunContext(Protocol):
     @property
     def seed(self) -> int: ...
 
+    @property
+    def stop_requested(self) -> bool:
+        """The user asked to stop (Ctrl-C): a fine-tuner raises `KeyboardInterrupt` when its step is done."""
+        ...
+
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the event's own word
         """Record an event: appended to the event file, shown by the command line, sent to observers."""
         ...

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, Self
 
 from llamafarm.api.values import Event, PreparedData, TrainingResult
@@ -72,6 +75,8 @@ class Run:
         self.run_id = f"{loaded.strategy.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
         self.secrets = secrets(loaded)
         self.started = False
+        self.stop_requested = False
+        self._phase = ""
         self._waiting: list[str] = []
         self._events: IO[str] | None = None
         self._manifest: dict[str, Any] = {}
@@ -79,6 +84,7 @@ class Run:
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the event's own word
         """Record an event and tell the listener."""
         self.started = self.started or type in ("log", "checkpoint")
+        self._phase = fields["name"] if type == "phase" else self._phase
         line = redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets)
         if self._events is None:
             self._waiting.append(line)
@@ -96,7 +102,8 @@ class Run:
     def opened(self, facts: dict[str, Any]) -> Iterator[None]:
         """Open the directory; on failure record it, or undo everything if training had not begun."""
         self._manifest = facts
-        with _Place(self.output_dir, self.loaded.tuner_config.overwrite_output_dir) as place, self._log():
+        overwrite = self.loaded.tuner_config.overwrite_output_dir
+        with _Place(self.output_dir, overwrite) as place, self._log(), self._interruptible():
             try:
                 self._write_start()
                 yield
@@ -108,6 +115,28 @@ class Run:
                 if self._events is not None:
                     self._events.close()
             place.keep = True
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """While a model trains, the first Ctrl-C asks for a stop after the step; elsewhere, and the second, stops now.
+
+        An exception raised at an arbitrary instant may land in a callback of a library, which drops it.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._phase == "training" and not self.stop_requested:
+                self.stop_requested = True
+            else:
+                signal.default_int_handler(number, frame)
+
+        before = signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _write_start(self) -> None:
         source = self.loaded.source

@@ -16,6 +16,7 @@ class RecordingRun:
     output_dir: Path
     run_id: str = "test"
     seed: int = 0
+    stop_requested: bool = False
     events: list[Event] = field(default_factory=list)
 
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the event's own word

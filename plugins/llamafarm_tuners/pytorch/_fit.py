@@ -254,5 +254,9 @@ class _Silent:
     def seed(self) -> int:
         return self.run.seed
 
+    @property
+    def stop_requested(self) -> bool:
+        return self.run.stop_requested
+
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the contract's word
         """Say nothing: the main process does."""

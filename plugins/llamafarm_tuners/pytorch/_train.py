@@ -81,6 +81,7 @@ def train(work: Work, run: RunContext) -> Course:
 
     Raises:
         NumericError: If the loss or the gradient is not finite; nothing is written from that step on.
+        KeyboardInterrupt: After the step in which the user asked to stop.
     """
     training, accelerator = work.training, work.accelerator
     sizes = plan_sizes(len(work.rows), training, accelerator.num_processes)
@@ -109,6 +110,8 @@ def train(work: Work, run: RunContext) -> Course:
         if saving.due(step) and report.active:
             run.emit("checkpoint", step=step, path=str(checkpoints.save(step, best.step)), best=step == best.step)
         accelerator.wait_for_everyone()
+        if run.stop_requested:
+            raise KeyboardInterrupt
         if best.exhausted:
             run.emit("notice", message=best.farewell(step, sizes.steps))
             break

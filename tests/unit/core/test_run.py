@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 
 import pluggy
 import pytest
@@ -121,6 +122,35 @@ def test_an_earlier_run_is_kept_unless_overwriting_succeeds(registry, project, t
     run(registry, project, overwrite)
     assert not (tmp_path / "output/mine").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_ctrl_c_asks_training_to_stop_and_the_second_one_stops_at_once(project, tmp_path):
+    seen = []
+
+    class Interrupted(Pytorch):
+        def fit(self, plan, data, run):
+            run.emit("phase", name="training")
+            signal.raise_signal(signal.SIGINT)
+            seen.append(run.stop_requested)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("the second one was ignored")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_registry(Lora, Interrupted, Cpu, Hash), project)
+    assert seen == [True]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_while_a_model_loads_stops_at_once(project):
+    class Loading(Pytorch):
+        def fit(self, plan, data, run):
+            run.emit("phase", name="loading model")
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("ignored")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_registry(Lora, Loading, Cpu, Hash), project)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
