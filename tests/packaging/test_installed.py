@@ -50,7 +50,7 @@ def test_an_error_is_one_even_from_a_wheel(installed, tmp_path: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_quickstart(installed, tmp_path: Path) -> None:
-    finished = installed.llamafarm("train", "--strategy", "quickstart", cwd=tmp_path, OMP_NUM_THREADS="2")
+    finished = installed.llamafarm("train", "--strategy", "quickstart", cwd=tmp_path, OMP_NUM_THREADS="1")
     assert finished.returncode == 0, finished.stderr
     output = tmp_path / "output" / "quickstart"
     assert json.loads((output / "llamafarm" / "manifest.json").read_text())["status"] == "completed"
