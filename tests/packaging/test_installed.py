@@ -50,7 +50,8 @@ def test_an_error_is_one_even_from_a_wheel(installed, tmp_path: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 def test_quickstart(installed, tmp_path: Path) -> None:
-    finished = installed.llamafarm("train", "--strategy", "quickstart", cwd=tmp_path, OMP_NUM_THREADS="1")
+    short = ["--max-steps", "60", "--set", "evaluation.max_samples=20"]  # tests/e2e/test_presets.py trains all of it
+    finished = installed.llamafarm("train", "--strategy", "quickstart", *short, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     output = tmp_path / "output" / "quickstart"
     assert json.loads((output / "llamafarm" / "manifest.json").read_text())["status"] == "completed"

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -88,6 +89,25 @@ def test_whatever_is_declared_is_imported() -> None:
 def test_declared_ranges_hold_the_tested_version(requirement: Requirement) -> None:
     assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
     assert all(bound.operator == ">=" for bound in requirement.specifier), "only lower bounds: users may be ahead of us"
+
+
+def closure(name: str, extras: frozenset[str], found: set[str]) -> set[str]:
+    """All distributions that installing `name` with `extras` brings here, but for what a build of torch adds."""
+    for text in metadata.requires(name) or ():
+        requirement = Requirement(text)
+        key = canonicalize_name(requirement.name)
+        wanted = requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in extras or {""}
+        )
+        if wanted and key not in found:
+            found.add(key)
+            if key != "torch":
+                closure(requirement.name, frozenset(requirement.extras), found)
+    return found
+
+
+def test_all_that_an_installation_brings_is_pinned() -> None:
+    assert closure("llamafarm", frozenset({"test", "qlora"}), set()) - set(PINS) == set()
 
 
 def test_installing_never_replaces_a_build_of_torch() -> None:
