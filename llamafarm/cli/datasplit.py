@@ -36,7 +36,19 @@ def datasplit(
     ] = None,
     splitter: Annotated[
         str | None,
-        typer.Option("--splitter", help="hash (by content, the default), random (seeded), or another installed one."),
+        typer.Option(
+            "--splitter",
+            help="hash (by content, the default), random (seeded), stratified, group, sequential, or a plugin's.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Column that stratified and group go by; a.b leads in.")
+    ] = None,
+    stratify_by: Annotated[
+        str | None, typer.Option("--stratify-by", help="Same as --splitter stratified --by COLUMN.", metavar="COLUMN")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option("--group-by", help="Same as --splitter group --by COLUMN.", metavar="COLUMN")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", "-s", help="Split at random with this seed.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="An option of the splitter: key=value.")] = None,
@@ -56,7 +68,9 @@ def datasplit(
 
     session = session_of(context)
     path = _input(input_argument, input_option)
-    chosen = _splitter(splitter, eval_percentage, seed, sets or [])
+    splitter, by = _one_splitter(splitter, by, {"stratified": stratify_by, "group": group_by})
+    options = {"eval_percentage": eval_percentage, "seed": seed, "by": by}
+    chosen = _splitter(splitter, options, sets or [])
     names = split_names(path.with_suffix(".jsonl"))
     if output_dir is not None:
         names = (output_dir / names[0].name, output_dir / names[1].name)
@@ -86,7 +100,22 @@ def _input(argument: Path | None, option: Path | None) -> Path:
     return path
 
 
-def _splitter(type_: str | None, percentage: float | None, seed: int | None, sets: list[str]) -> DataSplitter[Any]:
+def _one_splitter(type_: str | None, by: str | None, short: dict[str, str | None]) -> tuple[str | None, str | None]:
+    """The splitter and its column, in whichever way they are spelled."""
+    found = [(name, column) for name, column in short.items() if column is not None]
+    if not found:
+        return type_, by
+    name, column = found[0]
+    if len(found) > 1 or type_ not in {None, name} or by not in {None, column}:
+        options = [f"--splitter {type_}"] if type_ else []
+        options += [f"--by {by}"] if by else []
+        options += [{"stratified": "--stratify-by", "group": "--group-by"}[name] for name, _ in found]
+        spelt = " and ".join(options)
+        raise UsageError.of("LF-USAGE-004", f"{spelt} say different things", hint="keep one")
+    return name, column
+
+
+def _splitter(type_: str | None, given: dict[str, Any], sets: list[str]) -> DataSplitter[Any]:
     """The splitter that was asked for; a seed asks for the seeded one."""
     from pydantic import ValidationError
 
@@ -94,12 +123,11 @@ def _splitter(type_: str | None, percentage: float | None, seed: int | None, set
     from llamafarm.core.plan import DEFAULT_SPLITTER
     from llamafarm.core.registry import load_registry
 
-    name = type_ or (DEFAULT_SPLITTER if seed is None else "random")
+    name = type_ or (DEFAULT_SPLITTER if given["seed"] is None else "random")
     registry = load_registry()
     if problem := registry.problem("data_splitter", name, "--splitter" if type_ else ""):
         raise error_for([problem])
     component = registry.require("data_splitter", name)
-    given = {"eval_percentage": percentage, "seed": seed}
     options = {key: value for key, value in given.items() if value is not None} | dict(map(_option, sets))
     fields = component.Config.model_fields
     unknown = [key for key in options if key not in fields]
@@ -169,6 +197,10 @@ def _plain(report: SplitReport, splitter: DataSplitter[Any]) -> dict[str, Any]:
 
 def _summary(report: SplitReport, splitter: DataSplitter[Any], *, verbose: bool) -> list[list[str]]:
     share = f"{100 * report.eval / report.rows:.1f} %"
+    asked = getattr(splitter.config, "share", None)
+    if asked is not None and getattr(splitter.config, "eval_rows", None) is None:
+        wanted = f"{float(100 * asked):g} %"
+        share += "" if float(wanted[:-2]) == float(share[:-2]) else f", asked for {wanted}"
     rows = [
         ["train", f"{report.train:,} rows", str(report.train_path)],
         ["eval", f"{report.eval:,} rows ({share})", str(report.eval_path)],

@@ -11,7 +11,10 @@ from llamafarm.api import DataSplitter, hookimpl
 @hookimpl
 def llamafarm_data_splitters() -> Sequence[type[DataSplitter[Any]]]:
     """The splitters of this package."""
+    from llamafarm_splitters.group import Group
     from llamafarm_splitters.hash import Hash
     from llamafarm_splitters.random import Random
+    from llamafarm_splitters.sequential import Sequential
+    from llamafarm_splitters.stratified import Stratified
 
-    return [Hash, Random]
+    return [Hash, Random, Stratified, Group, Sequential]

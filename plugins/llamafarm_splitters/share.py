@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from llamafarm.api import Config
+from llamafarm.errors import DataError
 
 DEFAULT = Fraction(10, 100)
 
@@ -42,3 +43,29 @@ class ShareConfig(Config):
         if self.eval_fraction is not None:
             return Fraction(str(self.eval_fraction))
         return DEFAULT if self.eval_percentage is None else Fraction(str(self.eval_percentage)) / 100
+
+
+class CountConfig(ShareConfig):
+    """The share, or a number of rows."""
+
+    eval_rows: int | None = Field(None, strict=True, ge=1, description="Held-out rows as a number.")
+
+    @classmethod
+    def share_fields(cls) -> tuple[str, ...]:
+        """The fields of which one may be given."""
+        return (*super().share_fields(), "eval_rows")
+
+    def number(self, rows: int) -> int:
+        """How many of `rows` (at least 2) are held out: the share rounded half up, at least one row on each side.
+
+        Raises:
+            DataError: If `eval_rows` leaves nothing to train on.
+        """
+        wanted = self.eval_rows
+        if wanted is None:
+            half_up = (2 * rows * self.share.numerator + self.share.denominator) // (2 * self.share.denominator)
+            return min(max(half_up, 1), rows - 1)
+        if wanted >= rows:
+            message = f"eval_rows is {wanted}, and there are {rows} distinct rows: none is left to train on"
+            raise DataError.of("LF-DATA-025", message, hint=f"hold out at most {rows - 1}")
+        return wanted

@@ -154,7 +154,7 @@ def test_commands_of_the_readme_are_those_of_the_program() -> None:
     from llamafarm.cli.table import COMMANDS
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    listed = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
     assert {command.partition(" ")[0] for command in map(str, COMMANDS)} - {"finetune"} == set(listed)
 
 

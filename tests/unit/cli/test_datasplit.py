@@ -99,3 +99,61 @@ def test_every_bad_row_is_named(cli, tmp_path):
 def test_a_row_too_few_is_an_error(cli, tmp_path):
     (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
     assert cli("datasplit", "one.jsonl").code == 3
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    rows = [
+        {"text": f"row {number}", "task": "abc"[number % 3], "meta": {"user": number // 10}} for number in range(90)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_column_can_be_stratified(cli, tasks, tmp_path):
+    assert cli("datasplit", "tasks.jsonl", "--stratify-by", "task", "--seed", "7").code == 0
+    held_out = lines(tmp_path / "tasks_eval.jsonl")
+    assert sorted(json.loads(line)["task"] for line in held_out) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+    long = ("--splitter", "stratified", "--by", "task", "--seed", "7", "-o", "long")
+    assert cli("datasplit", "tasks.jsonl", *long).code == 0
+    assert lines(tmp_path / "long" / "tasks_eval.jsonl") == held_out
+
+
+def test_groups_stay_whole_and_the_share_reached_is_said(cli, tasks, tmp_path):
+    ended = cli("datasplit", "tasks.jsonl", "--group-by", "meta.user", "-e", "20")
+    assert ended.code == 0
+    held_out = [json.loads(line)["meta"]["user"] for line in lines(tmp_path / "tasks_eval.jsonl")]
+    trained = [json.loads(line)["meta"]["user"] for line in lines(tmp_path / "tasks_train.jsonl")]
+    assert len(held_out) == 20
+    assert not set(held_out) & set(trained)
+    assert "20 rows (22.2 %, asked for 20 %)" in " ".join(ended.out.split())
+
+
+def test_the_end_can_be_held_out(cli, tasks, tmp_path):
+    ended = cli("datasplit", "tasks.jsonl", "--splitter", "sequential")
+    assert lines(tmp_path / "tasks_eval.jsonl") == lines(tasks)[81:]
+    assert "9 rows (10.0 %)" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["--splitter", "stratified"], 2, "by: Field required"),
+        (["--by", "task"], 2, "the splitter 'hash' has no option 'by'"),
+        (
+            ["--splitter", "group", "--stratify-by", "task"],
+            2,
+            "--splitter group and --stratify-by say different things",
+        ),
+        (["--group-by", "task", "--stratify-by", "task"], 2, "--stratify-by and --group-by say different things"),
+        (["--stratify-by", "task", "--by", "meta"], 2, "--by meta and --stratify-by say different things"),
+        (["--group-by", "tsk"], 3, "row 1 has no 'tsk' to split by; did you mean 'task'?"),
+        (["--group-by", "task", "--set", "eval_rows=90"], 3, "eval_rows is 90"),
+    ],
+)
+def test_a_column_that_cannot_be_used_is_said(cli, tasks, tmp_path, argv, code, message):
+    ended = cli("datasplit", "tasks.jsonl", *argv)
+    assert (ended.code, ended.out) == (code, "")
+    assert message in ended.err
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["tasks.jsonl"]

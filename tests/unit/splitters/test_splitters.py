@@ -39,8 +39,9 @@ def held_out(splitter: Hash | Random, contents: list[int]) -> set[int]:
     return {content for content, side in zip(contents, sides, strict=True) if side}
 
 
-def test_both_are_registered() -> None:
-    assert [splitter.name for splitter in llamafarm_data_splitters()] == ["hash", "random"]
+def test_all_are_registered() -> None:
+    names = [splitter.name for splitter in llamafarm_data_splitters()]
+    assert names == ["hash", "random", "stratified", "group", "sequential"]
 
 
 @given(st.integers(2, 2000), percentages)

@@ -1,0 +1,98 @@
+"""Compares `llamafarm datasplit` with the plain script that reads, parses, shuffles and writes, in one run.
+
+Both work on the same file, in turn (A B A B …), each in a process of its own, so that what else the machine does hits
+both alike. Printed are medians of CPU seconds, speed and peak memory, and the median of the ratios of the pairs.
+
+    python benchmarks/split.py                     100 MB, three pairs
+    python benchmarks/split.py --megabytes 1000 --pairs 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+PLAIN = """
+import json, random, sys
+source, train, held_out = sys.argv[1:]
+with open(source, encoding="utf-8") as file:
+    rows = [json.loads(line) for line in file]
+random.Random(42).shuffle(rows)
+cut = int(len(rows) * 0.9)
+for path, part in ((train, rows[:cut]), (held_out, rows[cut:])):
+    with open(path, "w", encoding="utf-8") as file:
+        for row in part:
+            file.write(json.dumps(row, ensure_ascii=False) + "\\n")
+"""
+WORDS = (
+    "the lamp in kitchen please turn on off dim warm light evening when door opens set thermostat twenty degrees "
+    "blinds half past seven and lock garage play quiet music bedroom until café größe zażółć mañana"
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a program took: `cpu` in seconds, `memory` at its peak in MB."""
+
+    cpu: float
+    memory: float
+
+
+def make_file(path: Path, megabytes: int) -> int:
+    """Write chats of about 640 bytes each, all different; return how many."""
+    generator, count, size = random.Random(0), 0, 0
+    with path.open("w", encoding="utf-8") as file:
+        while size < megabytes * 10**6:
+            prompt, answer = (" ".join(generator.choices(WORDS.split(), k=length)) for length in (25, 60))
+            turns = [{"role": "user", "content": f"{count}: {prompt}"}, {"role": "assistant", "content": answer}]
+            size += file.write(json.dumps({"messages": turns, "source": count % 7}, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def cost(command: Sequence[str]) -> Cost:
+    """Run a program and ask the system what it took."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command[0]} failed")
+    unit = 1024 if sys.platform == "linux" else 1
+    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 10**6)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="Where the files are; a temporary folder by default.")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        source, train, held_out = (Path(folder) / name for name in ("rows.jsonl", "train.jsonl", "eval.jsonl"))
+        rows = make_file(source, options.megabytes)
+        size = source.stat().st_size / 10**6
+        ours = [sys.executable, "-m", "llamafarm", "datasplit", str(source), "--overwrite", "--seed", "42"]
+        ours += ["--train-output", str(train), "--eval-output", str(held_out)]
+        plain = [sys.executable, "-c", PLAIN, str(source), str(train), str(held_out)]
+        pairs = [(cost(ours), cost(plain)) for _ in range(options.pairs)]
+    print(f"{size:,.0f} MB, {rows:,} rows, {options.pairs} pairs; Python {platform.python_version()}\n")
+    print("| way | CPU s | MB per CPU s | peak memory, MB |\n|---|---|---|---|")
+    for name, costs in (("datasplit", [a for a, _ in pairs]), ("read, parse, shuffle, write", [b for _, b in pairs])):
+        cpu, memory = median(found.cpu for found in costs), median(found.memory for found in costs)
+        print(f"| {name} | {cpu:.2f} | {size / cpu:.0f} | {memory:,.0f} |")
+    ratios = [plain.cpu / ours.cpu for ours, plain in pairs]
+    print(f"\ndatasplit is {median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f})")
+
+
+if __name__ == "__main__":
+    main()
