@@ -175,6 +175,7 @@ class TrainingConfig(Config):
             "ctx_size": "max_seq_length",
             "max_length": "max_seq_length",
             "evaluation_strategy": "eval_strategy",
+            "neat_packing": "packing",
         }
     )
 
@@ -184,10 +185,16 @@ class TrainingConfig(Config):
     )
     max_seq_length: Count = Field(2048, description="Tokens kept of a row; the prompt is cut first.")
     # batches
-    batch_size: Count = Field(4, description="Rows per device and micro-step.")
+    batch_size: Count = Field(4, description="Rows, or packs of rows, per device and micro-step.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-steps per optimizer step.")
     group_by_length: bool = Field(False, description="Batch rows of similar length together, seeded.")
     length_column_name: str = Field("length", description="Column with row lengths; absent: token counts are used.")
+    packing: bool = Field(
+        False, description="Several rows in one, isolated from one another; batch_size then counts packs."
+    )
+    packing_length: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Most tokens of a pack, at least max_seq_length, which is the default."
+    )
     # duration
     num_epochs: Positive = Field(3.0, description="Passes over the training rows.")
     max_steps: int = Field(-1, description="Optimizer steps; above 0 it overrides num_epochs.")

@@ -147,6 +147,17 @@ def test_bf16_autocast_is_real_and_trains(fit):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_packs_teach_the_same_as_rows(fit, architecture):
+    # all rows in each step, so that both take the same steps but for rounding, which grows from step to step
+    options = {"architecture": architecture, "batch_size": 24, "max_steps": 4}
+    plain = fit("lora", {"dropout": 0.0}, **options)
+    packed = fit("lora", {"dropout": 0.0}, **options, packing=True, packing_length=100, max_seq_length=60)
+    assert packed.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert any("packed 24 rows into" in notice["message"] for notice in packed.events("notice"))
+
+
+@pytest.mark.e2e
 def test_grouping_by_length_learns_the_same_rows(fit):
     grouped = fit(group_by_length=True, num_epochs=1, max_steps=-1)
     plain = fit(num_epochs=1, max_steps=-1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+
+from llamafarm.data.packing import Pack
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -31,7 +33,9 @@ class Batch:
 
     Attributes:
         input_ids: (rows, length).
-        attention_mask: (rows, length); 1 for tokens, 0 for padding, by length and not by id.
+        attention_mask: (rows, length); 1 for tokens, 0 for padding, by length and not by id. None for packs: what
+            belongs together is then told by the positions alone, and padding is a document of its own.
+        positions: (rows, length), for packs only: each token's place in its document.
         targets: (rows, length - 1): the label of the next token.
         kept: Positions at which some row has a target: the only ones whose logits are needed; never empty.
         tokens: Real tokens.
@@ -39,17 +43,29 @@ class Batch:
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     targets: torch.Tensor
     kept: torch.Tensor
     tokens: int
     labels: int
+    positions: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        tensors = (self.input_ids, self.attention_mask, self.targets, self.kept)
-        ids, mask, targets, kept = (tensor.to(device) for tensor in tensors)
-        return Batch(ids, mask, targets, kept, self.tokens, self.labels)
+        tensors = (self.input_ids, self.attention_mask, self.targets, self.kept, self.positions)
+        ids, mask, targets, kept, positions = (None if t is None else t.to(device) for t in tensors)
+        assert ids is not None
+        assert targets is not None
+        assert kept is not None
+        return Batch(ids, mask, targets, kept, self.tokens, self.labels, positions)
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What the model is called with."""
+        if self.positions is not None:
+            return {"input_ids": self.input_ids, "position_ids": self.positions}
+        assert self.attention_mask is not None
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
 
 def collate(rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:
@@ -65,11 +81,35 @@ def collate(rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> B
         mask[index, :length] = 1
         labels[index, :length] = torch.tensor(row.labels)
     targets = labels[:, 1:]
+    positions = None
+    if any(isinstance(row, Pack) for row in rows):
+        positions = _positions(rows, width)
+        targets = targets.masked_fill(positions[:, 1:] == 0, IGNORED)
     learned = targets != IGNORED
     kept = learned.any(dim=0).nonzero().squeeze(1)
     if not len(kept):  # nothing to learn here; other processes may still wait for this one's gradients
         kept = torch.zeros(1, dtype=torch.long)
-    return Batch(ids, mask, targets, kept, int(mask.sum()), int(learned.sum()))
+    tokens = int(mask.sum())
+    return Batch(ids, mask if positions is None else None, targets, kept, tokens, int(learned.sum()), positions)
+
+
+def _positions(rows: Sequence[TokenRow], width: int) -> torch.Tensor:
+    """Each token's place in its document; the padding of a row is one more document."""
+    positions = torch.arange(width).repeat(len(rows), 1)
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        positions[index, :length] = torch.tensor(row.positions if isinstance(row, Pack) else range(length))
+        positions[index, length:] -= length
+    return positions
+
+
+def in_one_row(packs: Sequence[Pack]) -> Pack:
+    """Packs as one row, for attention kernels that tell documents apart by positions in a batch of one only."""
+    return Pack(
+        [token for item in packs for token in item.input_ids],
+        [label for item in packs for label in item.labels],
+        [position for item in packs for position in item.positions],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +120,8 @@ class _Masked:
 
 def masked(row: TokenRow) -> TokenRow:
     """The row with nothing to learn."""
-    return _Masked(row.input_ids, [IGNORED] * len(row.input_ids))
+    ignored = [IGNORED] * len(row.input_ids)
+    return replace(row, labels=ignored) if isinstance(row, Pack) else _Masked(row.input_ids, ignored)
 
 
 def epoch_order(lengths: Sequence[int], seed: int, epoch: int, batch: int, *, by_length: bool) -> list[int]:

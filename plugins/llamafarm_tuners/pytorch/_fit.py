@@ -26,6 +26,7 @@ from llamafarm_tuners.pytorch._train import Course, Work, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
+from llamafarm_tuners.pytorch.packs import packed_rows
 from llamafarm_tuners.pytorch.precision import Autocast, autocast
 
 
@@ -99,7 +100,8 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
     facts = {"method": names, "trained parameters": f"{counts[0]:,} of {counts[1]:,}", "training rows": len(rows)}
     trained = replace(trained, model=model, facts=facts)
-    return Work(trained, rows, held_out, config.training, job.accelerator, plan.output_dir), counts
+    learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
+    return Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir), counts
 
 
 def _tokenized(job: Fit, tokenizer: Any, examples: Sequence[Example], what: str) -> list[TokenizedRow]:

@@ -25,7 +25,7 @@ def token_losses(model: nn.Module, batch: Batch, *, selective: bool) -> tuple[to
         token is the model's first choice.
     """
     arguments: dict[str, Any] = {"logits_to_keep": batch.kept} if selective else {}
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **arguments)
+    output = model(**batch.inputs, use_cache=False, **arguments)
     logits = output.logits if selective else output.logits[:, batch.kept]
     targets = batch.targets[:, batch.kept]
     learned = targets != IGNORED

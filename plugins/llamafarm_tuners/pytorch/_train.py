@@ -17,10 +17,21 @@ from torch import nn
 from transformers.optimization import get_scheduler
 
 from llamafarm.api import RunContext, TrainingConfig
+from llamafarm.data.packing import Pack
 from llamafarm.errors import ModelError
-from llamafarm_tuners.pytorch._batches import Batch, TokenRow, collate, epoch_order, masked, micro_batches, steps_of
+from llamafarm_tuners.pytorch._batches import (
+    Batch,
+    TokenRow,
+    collate,
+    epoch_order,
+    in_one_row,
+    masked,
+    micro_batches,
+    steps_of,
+)
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, restore
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
+from llamafarm_tuners.pytorch._isolation import one_row_only, require_isolation
 from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
@@ -129,6 +140,8 @@ class Stepper:
         self.work = work
         self.selective = can_select_logits(work.trained.model)
         self.model = _placed(work)
+        if work.training.packing:
+            require_isolation(work.trained.model, work.rows, work.accelerator.device)
         self.optimizer = work.accelerator.prepare_optimizer(
             build_optimizer(work.trained.model, work.training, work.accelerator.device.type)
         )
@@ -216,7 +229,9 @@ def _steps(work: Work, sizes: Sizes) -> Iterator[tuple[int, list[list[int]]]]:
 def _batch(work: Work, chosen: Sequence[int]) -> Batch:
     multiple = 8 if work.accelerator.device.type == "cuda" else 1
     if chosen:
-        return collate([work.rows[row] for row in chosen], _pad(work), multiple)
+        rows = [work.rows[row] for row in chosen]
+        packs = [row for row in rows if isinstance(row, Pack)] if one_row_only(work.trained.model) else []
+        return collate([in_one_row(packs)] if packs else rows, _pad(work), multiple)
     # The last rows of an epoch may not suffice for all processes; one without any still has to take part in the sum.
     return replace(collate([masked(work.rows[0])], _pad(work), multiple), tokens=0)
 

@@ -16,6 +16,7 @@ from llamafarm_tuners.pytorch.best import METRICS, full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.idle import idle_settings
 from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
+from llamafarm_tuners.pytorch.packs import check_packing
 from llamafarm_tuners.pytorch.precision import attention_asked, quantization
 from llamafarm_tuners.pytorch.schedule import happens
 
@@ -28,7 +29,7 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
     Raises:
         NetworkError: If something is needed from the hub, which is switched off.
     """
-    for topic in (_precision, _attention, _base, _quantization, _optimizer, _evaluation, _reports, _hub):
+    for topic in (_precision, _attention, _base, _quantization, _optimizer, _evaluation, _reports, _hub, check_packing):
         yield from topic(config, plan)
     yield from idle_settings(config, plan)
 
