@@ -14,6 +14,7 @@ from llamafarm.api.components import (
 from llamafarm.api.config import (
     BaseModelConfig,
     Config,
+    CurriculumConfig,
     DatasetConfig,
     EvaluationConfig,
     FineTunerConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "Component",
     "Config",
     "ContractError",
+    "CurriculumConfig",
     "DataSplitter",
     "DatasetConfig",
     "Decision",

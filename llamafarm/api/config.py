@@ -146,7 +146,28 @@ class DatasetConfig(Config):
     )
     text_field: str = Field("text", description="Column of raw text.")
     max_samples: Count | None = Field(None, description="Use the first N rows only.")
+    over_long: Literal["truncate", "drop", "split", "error"] = Field(
+        "truncate", description="Rows above max_seq_length: cut the prompt first, drop, split in several, or refuse."
+    )
+    max_token_loss: Fraction = Field(
+        0.01, description="Largest share of the trained tokens that this may cost; with 1 nothing is refused."
+    )
     train_on_inputs: bool = Field(False, description="Also learn prompts; by default assistant turns alone.")
+
+
+class CurriculumConfig(Config):
+    """Easy rows first, in each epoch."""
+
+    shorthand = "by"
+
+    by: Annotated[str, Field(min_length=1)] = Field(
+        description="What makes a row hard: `words`, `tokens`, or the name of a column of numbers."
+    )
+
+    @property
+    def column(self) -> str | None:
+        """The column, if it goes by one."""
+        return None if self.by in ("words", "tokens") else self.by
 
 
 class TrainingConfig(Config):
@@ -189,6 +210,9 @@ class TrainingConfig(Config):
     gradient_accumulation_steps: Count = Field(1, description="Micro-steps per optimizer step.")
     group_by_length: bool = Field(False, description="Batch rows of similar length together, seeded.")
     length_column_name: str = Field("length", description="Column with row lengths; absent: token counts are used.")
+    curriculum: CurriculumConfig | None = Field(
+        None, description="Easy rows first instead of a shuffled order; rows equally hard are shuffled."
+    )
     packing: bool = Field(
         False, description="Several rows in one, isolated from one another; batch_size then counts packs."
     )

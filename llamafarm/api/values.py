@@ -97,12 +97,14 @@ class Example:
 
     Attributes:
         prompt: The text before the answer for a tokenizer without chat template; `None`: written from the messages.
+        difficulty: What the column that a curriculum goes by says.
     """
 
     ref: RowRef
     messages: tuple[Message, ...] = ()
     text: str | None = None
     prompt: str | None = None
+    difficulty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

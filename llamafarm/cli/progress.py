@@ -68,7 +68,7 @@ class PlainProgress:
         self.session = session
 
     def __call__(self, event: Event, /) -> None:
-        if event.type == "result":  # the summary shows it
+        if event.type in {"result", "ledger"}:  # the summary shows the one, notices said the other
             return
         if event.type == "model":
             for line in parameter_lines(event.fields):

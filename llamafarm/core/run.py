@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Self
 
-from llamafarm.api.values import Event, PreparedData, TrainingResult
+from llamafarm.api.values import Event, TrainingResult
 from llamafarm.core.explain import redact, resolved_yaml, secrets
 from llamafarm.core.load import Loaded
 from llamafarm.core.manifest import manifest, now
@@ -49,8 +49,13 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
     for notice in loaded.notices:
         run.emit("notice", message=notice)
     run.emit("phase", name="loading data")
+    config = loaded.tuner_config
+    curriculum = config.training.curriculum
     data = prepare(
-        loaded.tuner_config.dataset, planned.splitter, notice=lambda message: run.emit("notice", message=message)
+        config.dataset,
+        planned.splitter,
+        notice=lambda message: run.emit("notice", message=message),
+        difficulty=curriculum.column if curriculum else None,
     )
     with run.opened(manifest(run.run_id, loaded, planned, data, registry)):
         registry.run_started(run)
@@ -61,7 +66,7 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
             raise
         run.emit("result", **dict(result.metrics))
         registry.run_finished(run, result)
-        run.close(result, data)
+        run.close(result)
     return Outcome(run.run_id, planned.plan.output_dir, result)
 
 
@@ -85,6 +90,9 @@ class Run:
         """Record an event and tell the listener."""
         self.started = self.started or type in ("log", "checkpoint")
         self._phase = fields["name"] if type == "phase" else self._phase
+        if type == "ledger":
+            self._manifest |= {"rows": dict(fields["rows"]), "tokens": dict(fields["tokens"])}
+            self._save_manifest()
         line = redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets)
         if self._events is None:
             self._waiting.append(line)
@@ -172,7 +180,7 @@ class Run:
         text = json.dumps(self._manifest, indent=2, default=str)
         write_atomically(self.own / "manifest.json", redact(text, self.secrets) + "\n")
 
-    def close(self, result: TrainingResult, data: PreparedData) -> None:
+    def close(self, result: TrainingResult) -> None:
         """Mark the run completed."""
         self._manifest |= {
             "status": "completed",
@@ -182,7 +190,6 @@ class Run:
             "trainable_parameters": result.trainable_parameters,
             "total_parameters": result.total_parameters,
             "best_step": result.best_step,
-            "rows": dict(data.counts),
         }
         self._save_manifest()
 

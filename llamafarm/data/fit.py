@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamafarm.data.encode import Encoded
 
@@ -18,10 +18,12 @@ class TokenizedRow:
     Attributes:
         input_ids: Token ids.
         labels: For each position its id where it is learned, else -100. The shift to the next token is the loss's.
+        example: Index of the example that it was made of.
     """
 
     input_ids: list[int]
     labels: list[int]
+    example: int = field(default=0, compare=False)
 
 
 def whole(encoded: Encoded, *, everything: bool) -> TokenizedRow:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -46,9 +47,18 @@ def generated_rows(config: GenerateDataConfig, limit: int | None = None) -> Rows
 
 
 def load(
-    name: str, rows: Rows, dataset: DatasetConfig, into: Loaded, *, log: ProblemLog, notice: Notice
+    name: str,
+    rows: Rows,
+    dataset: DatasetConfig,
+    into: Loaded,
+    *,
+    log: ProblemLog,
+    notice: Notice,
+    difficulty: str | None = None,
 ) -> Iterator[Row]:
     """Append each row to `into` as an example and yield it as a splitter sees it; problems go to `log`.
+
+    With `difficulty`, that column's number goes into the example.
 
     Unless the dataset names the form of the rows, the first row that has one tells it for all.
     """
@@ -59,16 +69,30 @@ def load(
     for ref, fields in rows:
         try:
             example = to_example(fields, ref, form, dataset.text_field)
+            if difficulty is not None:
+                example = replace(example, difficulty=_number(fields, difficulty, ref))
         except DataError as error:
             for problem in error.problems:
                 log.add(problem)
             continue
         unused.update(dict.fromkeys(unused_columns(fields, form, dataset.text_field)))
+        unused.pop(difficulty or "", None)
         into.examples.append(example)
         into.contents.append(example_digest(example))
         yield Row(len(into.examples) - 1, row_digest(fields), fields)
     if unused:
         notice(f"{name}: not used: column{'s' * (len(unused) > 1)} {', '.join(map(repr, unused))}")
+
+
+def _number(fields: Mapping[str, Any], column: str, ref: RowRef) -> float:
+    value = fields.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        message = f"column {column!r} is {value!r}, and the curriculum goes by its number"
+        if column not in fields:
+            message = f"no column {column!r}, which the curriculum goes by"
+        hint = "training.curriculum goes by words, tokens, or a column of numbers"
+        raise DataError.of("LF-DATA-080", message, where=str(ref), hint=hint)
+    return float(value)
 
 
 def _form(name: str, rows: Rows, dataset: DatasetConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:

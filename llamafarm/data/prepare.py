@@ -16,7 +16,13 @@ from llamafarm.data.siblings import find_split
 from llamafarm.errors import DataError
 
 
-def prepare(dataset: DatasetConfig, splitter: DataSplitter[Any] | None, *, notice: Notice) -> PreparedData:
+def prepare(
+    dataset: DatasetConfig,
+    splitter: DataSplitter[Any] | None,
+    *,
+    notice: Notice,
+    difficulty: str | None = None,
+) -> PreparedData:
     """Read the rows, check them all, and put each on one side.
 
     Held out are the rows of `eval_path`; else those of an earlier split's file beside the dataset (said through
@@ -27,6 +33,7 @@ def prepare(dataset: DatasetConfig, splitter: DataSplitter[Any] | None, *, notic
         dataset: Where the rows are and what they look like.
         splitter: Decides which rows are held out when no file says so.
         notice: Takes one sentence about anything decided here.
+        difficulty: A column of numbers to keep with the rows to train on, for a curriculum.
 
     Returns:
         Both sides, and the ledger: `read` = `trained` + `held_out` + every `dropped_…`; `copies` counts rows whose
@@ -40,7 +47,7 @@ def prepare(dataset: DatasetConfig, splitter: DataSplitter[Any] | None, *, notic
     dataset = _beside(dataset, notice)
     log, whole = ProblemLog(), Loaded()
     name, source = _source(dataset, log, notice)
-    rows = load(name, source, dataset, whole, log=log, notice=notice)
+    rows = load(name, source, dataset, whole, log=log, notice=notice, difficulty=difficulty)
     if dataset.eval_path is not None:
         _exhaust(rows)
         held_out = Loaded()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from llamafarm.api import Example
 from llamafarm.data.encode import Encoded, Encoder
@@ -15,11 +15,30 @@ from llamafarm.data.problems import ProblemLog
 from llamafarm.data.render import renderer
 from llamafarm.data.spans import Rendered
 from llamafarm.data.strict import Fault
-from llamafarm.errors import DataError, ModelError
+from llamafarm.errors import DataError, ModelError, Problem
 
 __all__ = ["IGNORED", "Tokenized", "TokenizedRow", "tokenize"]
 
+OverLong = Literal["truncate", "drop", "split", "error"]
+"""What becomes of rows above the longest length."""
+
 _BATCH = 1000
+_RAISE = "raise training.max_seq_length, or choose dataset.over_long: truncate, drop or split"
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What an example lost to the length.
+
+    Attributes:
+        trained_tokens: Tokens that would have been learned.
+        ends: Answers whose last token is not learned.
+        open_end: Whether the beginning of such an answer is learned nevertheless.
+    """
+
+    trained_tokens: int
+    ends: int
+    open_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +47,27 @@ class Tokenized:
 
     Attributes:
         rows: In the order of the examples.
-        counts: `examples`, `rows`, `tokens`, `trained_tokens`, `longest`; and what a too small length cost:
-            `truncated`, `cut_into_pieces`, `dropped_without_answer` (examples), `tokens_cut`, `trained_tokens_cut`,
-            `answers_without_end`.
+        counts: `examples`, of them `learned_from`, `rows`, `tokens`, `trained_tokens`, `longest`; and what a too
+            small length cost:
+            `truncated`, `cut_into_pieces`, `dropped_without_answer`, `dropped_too_long` (examples), `tokens_cut`,
+            `trained_tokens_cut`, `end_tokens_cut`, and `answers_without_end`: begun, so that they would be learned
+            as answers that go on.
+        losses: Examples that lost something to learn: index → trained tokens and answers' ends.
     """
 
     rows: list[TokenizedRow]
     counts: Mapping[str, int]
+    losses: Mapping[int, Loss] = field(default_factory=dict)
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: Any, *, stage: str, max_seq_length: int, train_on_inputs: bool
+    examples: Sequence[Example],
+    tokenizer: Any,
+    *,
+    stage: str,
+    max_seq_length: int,
+    train_on_inputs: bool,
+    over_long: OverLong = "truncate",
 ) -> Tokenized:
     """Tokenize examples and label what is learned: answers with their end token, or all of a raw text.
 
@@ -47,63 +76,95 @@ def tokenize(
         tokenizer: A Hugging Face tokenizer; its chat template is used when it has one.
         stage: `sft`, or `pt`: every token is learned, prompts too.
         max_seq_length: The most tokens of a row. Raw text is cut into pieces; conversations lose the beginning of
-            their prompt.
+            their prompt, unless `over_long` says otherwise.
         train_on_inputs: Learn prompts too.
+        over_long: What becomes of longer rows: `truncate` as said above, `drop` them, `split` conversations into
+            pieces too, or raise an `error`.
 
     Raises:
-        DataError: If no row is left to learn from.
+        DataError: If no row is left to learn from, or (`error`) rows are too long; each is named.
         ModelError: If the tokenizer has no end-of-text token, its chat template cannot be used, or the two refuse some
             conversations; each is named.
     """
     everything = train_on_inputs or stage == "pt"
     counts: Counter[str] = Counter(examples=len(examples))
     rows: list[TokenizedRow] = []
+    losses: dict[int, Loss] = {}
+    too_long = ProblemLog()
     encoder = Encoder(tokenizer)
-    for rendered, encoded in _encode(examples, renderer(tokenizer), encoder):
+    for index, rendered, encoded in _encode(examples, renderer(tokenizer), encoder):
         if not encoded.learned:
             counts["dropped_without_answer"] += 1
             continue
         row = whole(encoded, everything=everything)
         if len(row.input_ids) <= max_seq_length:
             fitted = [row]
-        elif rendered.raw or stage == "pt":
+        elif over_long == "error":
+            message = f"{len(row.input_ids):,} tokens, and training.max_seq_length is {max_seq_length:,}"
+            too_long.add(Problem("LF-DATA-081", message, str(rendered.ref), _RAISE))
+            continue
+        elif over_long == "drop":
+            losses[index] = Loss(_trained(row), len(encoded.learned))
+            counts.update(dropped_too_long=1, tokens_cut=len(row.input_ids))
+            continue
+        elif over_long == "split" or rendered.raw or stage == "pt":
             fitted = list(pieces(row, max_seq_length))
             counts["cut_into_pieces"] += 1
         else:
             begin, answer = encoder.begins(encoded.ids), encoded.learned[-1][0]
-            kept, cut = truncate(row, max_seq_length, begin=begin, answer=answer, everything=everything)
+            kept, losses[index] = _cut(row, encoded, max_seq_length, begin=begin, answer=answer, everything=everything)
             fitted = [kept]
-            counts.update(
-                truncated=1,
-                tokens_cut=len(row.input_ids) - len(kept.input_ids),
-                trained_tokens_cut=_trained(row) - _trained(kept),
-                answers_without_end=cut,
-            )
-        rows += _countable(fitted, counts)
+            counts.update(truncated=1, tokens_cut=len(row.input_ids) - len(kept.input_ids))
+        teaching = list(_countable(fitted, counts))
+        counts["dropped_without_answer"] += not teaching
+        for row in teaching:
+            row.example = index
+            rows.append(row)
+    too_long.check()
     if not rows:
         message = f"none of {len(examples)} examples keeps an answer within {max_seq_length} tokens"
         raise DataError.of("LF-DATA-023", message, hint="raise training.max_seq_length")
-    counts.update(rows=len(rows), longest=max(len(row.input_ids) for row in rows))
-    return Tokenized(rows, dict(counts))
+    counts.update(
+        rows=len(rows),
+        learned_from=len({row.example for row in rows}),
+        longest=max(len(row.input_ids) for row in rows),
+        trained_tokens_cut=sum(loss.trained_tokens for loss in losses.values()),
+        end_tokens_cut=sum(loss.ends for loss in losses.values()),
+        answers_without_end=sum(loss.open_end for loss in losses.values()),
+    )
+    kept_losses = {index: loss for index, loss in losses.items() if loss.trained_tokens or loss.ends}
+    return Tokenized(rows, {name: count for name, count in counts.items() if count}, kept_losses)
+
+
+def _cut(
+    row: TokenizedRow, encoded: Encoded, limit: int, *, begin: int, answer: int, everything: bool
+) -> tuple[TokenizedRow, Loss]:
+    """The truncated row, and what it lost."""
+    places = TokenizedRow(list(range(len(row.input_ids))), row.labels)
+    kept, cut = truncate(places, limit, begin=begin, answer=answer, everything=everything)
+    ends = {end - 1 for _, end in encoded.learned}
+    left = sum(label != IGNORED and place in ends for place, label in zip(kept.input_ids, kept.labels, strict=True))
+    short = TokenizedRow([row.input_ids[place] for place in kept.input_ids], kept.labels)
+    return short, Loss(_trained(row) - _trained(short), len(ends) - left, cut)
 
 
 def _encode(
     examples: Iterable[Example], render: Callable[[Example], Rendered], encoder: Encoder
-) -> Iterator[tuple[Rendered, Encoded]]:
+) -> Iterator[tuple[int, Rendered, Encoded]]:
     """Render and encode in batches; what is wrong with any example is raised at the end, all together."""
-    log, remaining = ProblemLog(), iter(examples)
+    log, remaining = ProblemLog(), iter(enumerate(examples))
     while batch := list(islice(remaining, _BATCH)):
-        rendered: list[Rendered] = []
-        for example in batch:
+        rendered: list[tuple[int, Rendered]] = []
+        for index, example in batch:
             try:
-                rendered.append(render(example))
+                rendered.append((index, render(example)))
             except Fault as fault:
                 log.add(fault.at(str(example.ref)))
-        for text, encoded in zip(rendered, encoder.encode(rendered), strict=True):
+        for (index, text), encoded in zip(rendered, encoder.encode([text for _, text in rendered]), strict=True):
             if isinstance(encoded, Fault):
                 log.add(encoded.at(str(text.ref)))
             else:
-                yield text, encoded
+                yield index, text, encoded
     log.check(ModelError)
 
 
@@ -111,11 +172,9 @@ def _countable(rows: Iterable[TokenizedRow], counts: Counter[str]) -> Iterator[T
     """The rows that teach something; the first position of a row is never predicted."""
     for row in rows:
         trained = _trained(row)
-        if trained == (row.labels[0] != IGNORED):
-            counts["dropped_without_answer"] += 1
-            continue
-        counts.update(tokens=len(row.input_ids), trained_tokens=trained)
-        yield row
+        if trained > (row.labels[0] != IGNORED):
+            counts.update(tokens=len(row.input_ids), trained_tokens=trained)
+            yield row
 
 
 def _trained(row: TokenizedRow) -> int:

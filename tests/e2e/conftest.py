@@ -81,7 +81,9 @@ class Fit:
         )
         chosen = METHODS[method](METHODS[method].Config.model_validate(options or {}))
         plan = RunPlan("test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), dict(self.given))
-        data = PreparedData(rows or self.rows, [conversation(100 + index) for index in range(held_out)], {}, "")
+        learned = rows or self.rows
+        counts = {"read": len(learned) + held_out, "trained": len(learned), "held_out": held_out}
+        data = PreparedData(learned, [conversation(100 + index) for index in range(held_out)], counts, "")
         run = RecordingRun(folder)
         return Fitted(tuner.fit(plan, data, run), folder, run, model)
 

@@ -147,6 +147,26 @@ def test_bf16_autocast_is_real_and_trains(fit):
 
 
 @pytest.mark.e2e
+def test_the_order_has_a_seed_of_its_own(fit):
+    options = {"max_steps": 2, "warmup_ratio": 0.0}
+    pairs = ((1, 1), (1, 2), (2, 1))
+    first, reordered, other = (fit(seed=seed, data_seed=order, **options) for seed, order in pairs)
+    # before the first step adapters change nothing: its loss tells the rows, and the next one's the weights too
+    assert first.losses[0] == pytest.approx(other.losses[0], rel=1e-6)
+    assert first.losses[1] != pytest.approx(other.losses[1], rel=1e-6)
+    assert first.losses[0] != pytest.approx(reordered.losses[0], rel=1e-6)
+    whole = [fit(seed=1, data_seed=order, max_steps=2, batch_size=24) for order in (1, 2)]
+    assert whole[0].losses[0] == pytest.approx(whole[1].losses[0], rel=1e-6)
+
+
+@pytest.mark.e2e
+def test_a_curriculum_begins_with_the_easy_rows(fit):
+    easy = fit(curriculum={"by": "tokens"}, max_steps=1).result.metrics["train_tokens"]
+    whole = fit(curriculum={"by": "tokens"}, max_steps=6).result.metrics["train_tokens"]
+    assert easy * 6 < whole
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_packs_teach_the_same_as_rows(fit, architecture):
     # all rows in each step, so that both take the same steps but for rounding, which grows from step to step

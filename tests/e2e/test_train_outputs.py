@@ -7,7 +7,7 @@ import os
 import pytest
 
 from llamafarm.api import Example, Message, RowRef
-from llamafarm.errors import StrategyError
+from llamafarm.errors import DataError, StrategyError
 from llamafarm.models._load import load_for_generation
 
 FINAL = {
@@ -262,3 +262,19 @@ def test_a_model_without_a_chat_template_is_trained_on_plain_text(fit, tiny_mode
     )
     prompt = read(done.folder, "eval_results.json")["samples"][0]["prompt"]
     assert prompt.endswith("### Response:\n")
+
+
+@pytest.mark.e2e
+def test_every_row_is_accounted_for_before_training(fit):
+    fitted = fit(held_out=4, max_steps=2)
+    ledger = fitted.events("ledger")[0]
+    assert ledger["rows"]["read"] == ledger["rows"]["trained"] + ledger["rows"]["held_out"]
+    assert ledger["rows"]["held_out"] == ledger["tokens"]["eval"]["examples"] == 4
+    types = [event.type for event in fitted.run.events]
+    assert types.index("ledger") < types.index("model") < types.index("log")
+
+
+@pytest.mark.e2e
+def test_answers_without_their_end_are_not_trained_on(fit):
+    with pytest.raises(DataError, match=r"rows\.jsonl:\d+: loses \d+ trained tokens, and its answer loses its end"):
+        fit(max_seq_length=12)

@@ -124,8 +124,18 @@ def masked(row: TokenRow) -> TokenRow:
     return replace(row, labels=ignored) if isinstance(row, Pack) else _Masked(row.input_ids, ignored)
 
 
-def epoch_order(lengths: Sequence[int], seed: int, epoch: int, batch: int, *, by_length: bool) -> list[int]:
+def epoch_order(
+    lengths: Sequence[int],
+    seed: int,
+    epoch: int,
+    batch: int,
+    *,
+    by_length: bool = False,
+    difficulty: Sequence[float] | None = None,
+) -> list[int]:
     """Indices of all rows in the order of an epoch: shuffled by seed and epoch.
+
+    With `difficulty` (a number for each row), the easy rows come first, and only equally hard ones are shuffled.
 
     With `by_length`, rows of similar length stand together in batches of `batch`, the batches in random order with
     the longest first, so that memory runs out at once or never.
@@ -133,6 +143,8 @@ def epoch_order(lengths: Sequence[int], seed: int, epoch: int, batch: int, *, by
     generator = random.Random(f"{seed}/{epoch}")  # noqa: S311  # an order, not a secret
     order = list(range(len(lengths)))
     generator.shuffle(order)
+    if difficulty is not None:
+        return sorted(order, key=difficulty.__getitem__)
     if not by_length:
         return order
     pool = _GROUPED_BATCHES * batch

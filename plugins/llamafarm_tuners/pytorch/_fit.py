@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from llamafarm.api import Example, PreparedData, RunContext, RunPlan, TrainingResult
-from llamafarm.data.tokens import TokenizedRow, tokenize
+from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
 from llamafarm.models.locate import locate
@@ -24,10 +24,12 @@ from llamafarm_tuners.pytorch._model import count_parameters, model_for, seed_ev
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch._train import Course, Work, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.curriculum import difficulty
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
 from llamafarm_tuners.pytorch.precision import Autocast, autocast
+from llamafarm_tuners.pytorch.sides import tokenized_sides
 
 
 @dataclass(slots=True)
@@ -86,8 +88,8 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
     tokenizer = tokenizer_for(config.base_model, job.data.train)
-    rows = _tokenized(job, tokenizer, job.data.train, "training")
-    held_out = _tokenized(job, tokenizer, job.data.eval, "held-out")
+    sides = tokenized_sides(config, job.data, tokenizer, run)
+    rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
     model: Any = model_for(config, plan, mixed, tokenizer, run)
     base = config.base_model.huggingface_id or ""
@@ -101,24 +103,8 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     facts = {"method": names, "trained parameters": f"{counts[0]:,} of {counts[1]:,}", "training rows": len(rows)}
     trained = replace(trained, model=model, facts=facts)
     learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
-    return Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir), counts
-
-
-def _tokenized(job: Fit, tokenizer: Any, examples: Sequence[Example], what: str) -> list[TokenizedRow]:
-    if not examples:
-        return []
-    config = job.config
-    tokenized = tokenize(
-        examples,
-        tokenizer,
-        stage=config.training.stage,
-        max_seq_length=config.training.max_seq_length,
-        train_on_inputs=config.dataset.train_on_inputs,
-    )
-    counts = {name: count for name, count in tokenized.counts.items() if count}
-    listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
-    job.run.emit("notice", message=f"{what} rows: {listed}")
-    return list(tokenized.rows)
+    hard = difficulty(config.training.curriculum, rows, job.data.train)
+    return Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard), counts
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:

@@ -54,6 +54,7 @@ class Work:
         training: Hyper-parameters.
         accelerator: Device, precision and processes.
         folder: The run directory.
+        difficulty: A number for each row, if a curriculum orders them.
     """
 
     trained: Trained
@@ -62,6 +63,7 @@ class Work:
     training: TrainingConfig
     accelerator: Accelerator
     folder: Path
+    difficulty: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,14 @@ def _steps(work: Work, sizes: Sizes) -> Iterator[tuple[int, list[list[int]]]]:
     lengths = [len(row.input_ids) for row in work.rows]
     step = 0
     for epoch in count():
-        order = epoch_order(lengths, seed, epoch, sizes.micro_rows, by_length=training.group_by_length)
+        order = epoch_order(
+            lengths,
+            seed,
+            epoch,
+            sizes.micro_rows,
+            by_length=training.group_by_length,
+            difficulty=work.difficulty,
+        )
         micro = micro_batches(order, training.batch_size, accelerator.process_index, accelerator.num_processes)
         for group in steps_of(micro, sizes.accumulation):
             step += 1

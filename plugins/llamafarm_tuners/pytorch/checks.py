@@ -14,6 +14,7 @@ from llamafarm.models.hub import is_offline, require_cached
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch.best import METRICS, full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.curriculum import check_curriculum
 from llamafarm_tuners.pytorch.idle import idle_settings
 from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
 from llamafarm_tuners.pytorch.packs import check_packing
@@ -29,7 +30,18 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
     Raises:
         NetworkError: If something is needed from the hub, which is switched off.
     """
-    for topic in (_precision, _attention, _base, _quantization, _optimizer, _evaluation, _reports, _hub, check_packing):
+    for topic in (
+        _precision,
+        _attention,
+        _base,
+        _quantization,
+        _optimizer,
+        _evaluation,
+        _reports,
+        _hub,
+        check_packing,
+        check_curriculum,
+    ):
         yield from topic(config, plan)
     yield from idle_settings(config, plan)
 

@@ -81,6 +81,24 @@ def test_a_finished_run_leaves_its_record(registry, project, tmp_path):
     assert lines[-1]["type"] == "result"
 
 
+class Accounting(Pytorch):
+    """Says what became of the rows before it trains, and fails."""
+
+    def fit(self, plan, data, run):
+        super().fit(plan, data, run)
+        run.emit("ledger", rows={**data.counts, "trained": 1, "dropped_too_long": 1}, tokens={"train": {"tokens": 5}})
+        raise ModelError.of("LF-MODEL-001", "broken")
+
+
+def test_what_became_of_the_rows_is_recorded_before_training(project, tmp_path):
+    registry = make_registry(Lora, Accounting, Cpu, Hash)
+    with pytest.raises(ModelError):
+        run(registry, project)
+    facts = manifest(tmp_path)
+    assert facts["rows"] == {"read": 2, "trained": 1, "held_out": 0, "copies": 0, "dropped_too_long": 1}
+    assert facts["tokens"] == {"train": {"tokens": 5}}
+
+
 def test_failing_before_the_first_step_leaves_nothing(project, tmp_path):
     registry = make_registry(Lora, Failing, Cpu, Hash)
     with pytest.raises(KeyboardInterrupt):

@@ -93,6 +93,7 @@ def test_losses_are_counted(lab: Any) -> None:
     assert whole.counts == {
         "examples": 4,
         "rows": 4,
+        "learned_from": 4,
         "tokens": sum(len(row.input_ids) for row in whole.rows),
         "trained_tokens": 6 + 81 + 2 + 6 + 2,
         "longest": max(len(row.input_ids) for row in whole.rows),

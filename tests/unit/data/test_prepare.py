@@ -265,3 +265,23 @@ def test_a_splitter_that_breaks_its_contract_is_named(answer: Any, reason: str) 
     rows = [Row(index, bytes([index] * 16), {}) for index in range(4)]
     with pytest.raises(PluginError, match=rf"data splitter 'broken' {reason}.*\[LF-PLUGIN-020\]"):
         assign(rows, answering(answer))
+
+
+def test_a_column_is_kept_for_a_curriculum(write: Any) -> None:
+    notices: list[str] = []
+    path = write([pair(1, level=3), pair(2, level=0.5)])
+    data = prepare(DatasetConfig(path=path), None, notice=notices.append, difficulty="level")
+    assert [example.difficulty for example in data.train] == [3.0, 0.5]
+    assert not any("not used" in notice for notice in notices)
+
+
+@pytest.mark.parametrize("level", ["hard", None, True, [1]])
+def test_a_column_that_is_no_number_is_no_curriculum(write: Any, level: Any) -> None:
+    path = write([pair(1, level=3), pair(2, level=level), pair(3)])
+    with pytest.raises(DataError) as caught:
+        prepare(DatasetConfig(path=path), None, notice=print, difficulty="level")
+    assert [(item.id, item.where) for item in caught.value.problems] == [
+        ("LF-DATA-080", f"{path}:2"),
+        ("LF-DATA-080", f"{path}:3"),
+    ]
+    assert "no column 'level'" in caught.value.problems[1].message

@@ -1,0 +1,65 @@
+"""Accounts: where every row went, and what of it is not learned because rows have a longest length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llamafarm.api import Example
+from llamafarm.data.tokens import Loss, Tokenized
+from llamafarm.errors import DataError, Problem
+
+_WORST = 5
+_HINT = "raise training.max_seq_length, choose another dataset.over_long, or raise dataset.max_token_loss"
+
+
+def row_ledger(prepared: Mapping[str, int], train: Mapping[str, int], held_out: Mapping[str, int]) -> dict[str, int]:
+    """Put together what became of each row that was read.
+
+    Args:
+        prepared: Counts of `prepare`.
+        train: Counts of `tokenize` for the rows to train on; empty if there are none.
+        held_out: The same for those held out.
+
+    Returns:
+        `read` = `trained` + `held_out` + every `dropped_…`; and `copies`, which are among these.
+    """
+    ledger = dict(prepared)
+    for side, counts in (("trained", train), ("held_out", held_out)):
+        assert counts.get("examples", 0) == prepared[side], f"row ledger: {side} {prepared[side]}, tokenized {counts}"
+        ledger[side] = counts.get("learned_from", 0)
+        for name, count in counts.items():
+            if name.startswith("dropped_"):
+                ledger[name] = ledger.get(name, 0) + count
+    found = sum(count for name, count in ledger.items() if name not in ("read", "copies"))
+    assert found == ledger["read"], f"row ledger: {ledger['read']} rows were read, {found} are accounted for: {ledger}"
+    return ledger
+
+
+def check_losses(tokenized: Tokenized, examples: Sequence[Example], allowed: float) -> None:
+    """Refuse to train when rows lose too much of what they teach.
+
+    Args:
+        tokenized: Rows that fit.
+        examples: What they were made of.
+        allowed: Largest share of the trained tokens that may be lost; below 1, no answer may lose its end either.
+
+    Raises:
+        DataError: If it is more; the rows that lose most are named.
+    """
+    counts = tokenized.counts
+    lost, open_ends = counts.get("trained_tokens_cut", 0), counts.get("answers_without_end", 0)
+    total = counts.get("trained_tokens", 0) + lost
+    if lost <= allowed * total and (not open_ends or allowed == 1):
+        return
+    message = (
+        f"{lost:,} of {total:,} trained tokens ({lost / total:.1%}) and the end of {open_ends:,} answers do not fit; "
+        f"dataset.max_token_loss allows {allowed:.1%}, and no answer without its end"
+    )
+    worst = sorted(tokenized.losses.items(), key=lambda item: (-item[1].open_end, -item[1].trained_tokens))
+    named = [_named(examples[index], loss) for index, loss in worst[:_WORST]]
+    raise DataError([Problem("LF-DATA-082", message, hint=_HINT), *named])
+
+
+def _named(example: Example, loss: Loss) -> Problem:
+    end = ", and its answer loses its end" if loss.open_end else ""
+    return Problem("LF-DATA-082", f"loses {loss.trained_tokens:,} trained tokens{end}", str(example.ref))

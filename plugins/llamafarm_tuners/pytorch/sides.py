@@ -1,0 +1,52 @@
+"""Both sides of the data as tokens, with a record of what became of each row. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamafarm.api import Example, PreparedData, RunContext
+from llamafarm.data.ledger import check_losses, row_ledger
+from llamafarm.data.tokens import Tokenized, tokenize
+from llamafarm_tuners.pytorch.config import PytorchConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What is learned, and what is held out."""
+
+    train: Tokenized
+    eval: Tokenized
+
+
+def tokenized_sides(config: PytorchConfig, data: PreparedData, tokenizer: Any, run: RunContext) -> Sides:
+    """Tokenize both sides, and say and record what became of each row.
+
+    Raises:
+        DataError: If too much of what is to be learned does not fit.
+    """
+    train = _tokenized(config, data.train, tokenizer, "training", run)
+    held_out = _tokenized(config, data.eval, tokenizer, "held-out", run)
+    rows = row_ledger(data.counts, train.counts, held_out.counts)
+    run.emit("ledger", rows=rows, tokens={"train": dict(train.counts), "eval": dict(held_out.counts)})
+    check_losses(train, data.train, config.dataset.max_token_loss)
+    return Sides(train, held_out)
+
+
+def _tokenized(
+    config: PytorchConfig, examples: Sequence[Example], tokenizer: Any, what: str, run: RunContext
+) -> Tokenized:
+    if not examples:
+        return Tokenized([], {})
+    tokenized = tokenize(
+        examples,
+        tokenizer,
+        stage=config.training.stage,
+        max_seq_length=config.training.max_seq_length,
+        train_on_inputs=config.dataset.train_on_inputs,
+        over_long=config.dataset.over_long,
+    )
+    listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in tokenized.counts.items())
+    run.emit("notice", message=f"{what} rows: {listed}")
+    return tokenized
