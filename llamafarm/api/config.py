@@ -152,6 +152,7 @@ class DatasetConfig(Config):
     max_token_loss: Fraction = Field(
         0.01, description="Largest share of the trained tokens that this may cost; with 1 nothing is refused."
     )
+    cache: bool = Field(True, description="Keep tokenized rows for the next run on the same data and tokenizer.")
     train_on_inputs: bool = Field(False, description="Also learn prompts; by default assistant turns alone.")
 
 

@@ -31,7 +31,8 @@ training = {"learning_rate": 1e-2, "max_steps": 8, "logging_steps": 1, "batch_si
 tuner = PytorchTuner(PytorchTuner.Config(base_model={"huggingface_id": model}, training=training))
 plan = RunPlan("test", (Lora(Lora.Config(dropout=0)),), DeviceSpec("cpu", "a CPU"), folder, (), {})
 run = RecordingRun(folder)
-result = tuner.fit(plan, PreparedData(rows[:9], rows[9:], {"read": len(rows), "trained": 9, "held_out": len(rows) - 9}, ""), run)
+data = PreparedData(rows[:9], rows[9:], {"read": 13, "trained": 9, "held_out": 4}, "")
+result = tuner.fit(plan, data, run)
 events = [{"type": e.type, **e.fields} for e in run.events if e.type in ("log", "eval", "checkpoint", "phase")]
 Path(f"{folder}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps([events, dict(result.metrics)]))
 """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamafarm.api import Example, PreparedData, RunContext
+from llamafarm.data.cache import cache_file, read, write
 from llamafarm.data.ledger import check_losses, row_ledger
 from llamafarm.data.tokens import Tokenized, tokenize
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -39,14 +40,17 @@ def _tokenized(
 ) -> Tokenized:
     if not examples:
         return Tokenized([], {})
-    tokenized = tokenize(
-        examples,
-        tokenizer,
-        stage=config.training.stage,
-        max_seq_length=config.training.max_seq_length,
-        train_on_inputs=config.dataset.train_on_inputs,
-        over_long=config.dataset.over_long,
-    )
+    options: dict[str, Any] = {
+        "stage": config.training.stage,
+        "max_seq_length": config.training.max_seq_length,
+        "train_on_inputs": config.dataset.train_on_inputs,
+        "over_long": config.dataset.over_long,
+    }
+    cached = cache_file(examples, tokenizer, options) if config.dataset.cache else None
+    known = read(cached) if cached else None
+    tokenized = known or tokenize(examples, tokenizer, **options)
+    if cached and not known:
+        write(cached, tokenized)
     listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in tokenized.counts.items())
-    run.emit("notice", message=f"{what} rows: {listed}")
+    run.emit("notice", message=f"{what} rows{', from the cache' if known else ''}: {listed}")
     return tokenized
