@@ -75,7 +75,7 @@ def test_version(cli):
         (["train", "--epochs", "three"], "got 'three'; see 'llamafarm train --help' [LF-USAGE-003]"),
         (["strategies", "show"], "llamafarm strategies show: missing argument 'NAME'"),
         (["strategies", "list", "more"], "llamafarm strategies list: "),
-        (["qqqqq"], "give 'datagen', 'datasplit', 'doctor'"),
+        (["qqqqq"], "'datagen', 'datasplit', 'doctor'"),
     ],
 )
 def test_what_cannot_be_parsed_is_one_line_and_exit_2(cli, argv, message):

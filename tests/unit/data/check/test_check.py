@@ -208,6 +208,12 @@ def test_untouched_rows_keep_their_bytes(tmp_path: Path) -> None:
     assert list(Checker(Findings(None), Options()).lines(str(path))) == ['{"prompt": "a", "completion": "b"}']
 
 
+def test_a_shared_system_turn_makes_no_near_duplicates(tmp_path: Path) -> None:
+    commands = [row["instruction"] for row in make_fields(60)]
+    rows = [chat(("system", LONG * 9), ("user", command), ("assistant", "Done.")) for command in commands]
+    assert not check(tmp_path, rows)[0].counts
+
+
 def test_several_files_are_one_set(write: Callable[..., str]) -> None:
     first, second = write([pair()], "a.jsonl"), write([pair("new"), pair()], "b.jsonl")
     findings = Findings(None)
@@ -241,6 +247,8 @@ def test_sound_text_is_never_rewritten_but_for_control_characters(text: str) -> 
     [
         "CAFÉ»",
         "NÃO…",
+        "AMANHÃ…",
+        "IRMû",
         "à la carte",
         "Ångström",
         "Äpfel…",
