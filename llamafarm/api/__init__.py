@@ -20,6 +20,8 @@ from llamafarm.api.config import (
     FineTunerConfig,
     GenerateDataConfig,
     NoConfig,
+    RowsConfig,
+    SourceConfig,
     TrainingConfig,
 )
 from llamafarm.api.hooks import hookimpl
@@ -64,8 +66,10 @@ __all__ = [
     "Probe",
     "Row",
     "RowRef",
+    "RowsConfig",
     "RunContext",
     "RunPlan",
+    "SourceConfig",
     "Suggestion",
     "TrainingConfig",
     "TrainingResult",

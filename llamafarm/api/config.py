@@ -122,7 +122,57 @@ class GenerateDataConfig(Config):
     seed: int = Field(0, description="Same seed, same rows.")
 
 
-class DatasetConfig(Config):
+Form = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "preference", "unpaired"]
+Column = Literal[
+    "messages",
+    "conversations",
+    "tools",
+    "system",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "label",
+    "text",
+]
+
+
+class RowsConfig(Config):
+    """Where rows are, and what they look like."""
+
+    path: str | None = Field(
+        None,
+        description="File (jsonl, json, csv, tsv, parquet, txt; also .gz, .zst), folder, pattern, or hub id "
+        "(OWNER/NAME, OWNER/NAME:SPLIT); `#N` behind it takes N rows by chance.",
+    )
+    subset: str | None = Field(None, description="Configuration of a hub dataset that has several.")
+    generate: GenerateDataConfig | None = Field(None, description="Generate the rows instead of reading a file.")
+    format: Form = Field("auto", description="Form of the rows; `auto` looks at the columns and says what it found.")
+    columns: dict[Column, str] = Field(
+        default_factory=dict, description="Our name of a column → the name that it has in the data."
+    )
+    text_field: str = Field("text", description="Column of raw text.")
+
+
+class SourceConfig(RowsConfig):
+    """One of several sources of rows."""
+
+    shorthand = "path"
+    exclusive = ("path", "generate")
+
+    weight: Positive | None = Field(
+        None, description="Rows are taken in this proportion, as many as there are; without weights, all rows."
+    )
+    task: Annotated[str, Field(pattern=r"^[^\[\]\s]+$")] | None = Field(
+        None, description="Puts `[TASK:NAME] ` before the first user turn, or the text."
+    )
+
+
+class DatasetConfig(RowsConfig):
     """The data: what to train on and what to hold out."""
 
     aliases = MappingProxyType(
@@ -136,15 +186,13 @@ class DatasetConfig(Config):
         }
     )
     shorthand = "path"
-    exclusive = ("path", "generate")
+    exclusive = ("path", "generate", "sources")
 
-    path: str | None = Field(None, description="File with one JSON object a line.")
     eval_path: str | None = Field(None, description="Held-out rows; without it the data splitter decides.")
-    generate: GenerateDataConfig | None = Field(None, description="Generate the rows instead of reading a file.")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = Field(
-        "auto", description="Form of the rows; `auto` looks at the columns and says what it found."
+    sources: tuple[SourceConfig, ...] | None = Field(
+        None, description="Several sources of rows, mixed in a seeded order."
     )
-    text_field: str = Field("text", description="Column of raw text.")
+    sample_seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of samples and of mixing sources.")
     max_samples: Count | None = Field(None, description="Use the first N rows only.")
     over_long: Literal["truncate", "drop", "split", "error"] = Field(
         "truncate", description="Rows above max_seq_length: cut the prompt first, drop, split in several, or refuse."

@@ -84,11 +84,32 @@ class RowRef:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `train` overrides the default (assistant turns are trained, others not)."""
+    """One turn.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said; may be empty when an assistant only calls tools.
+        train: Overrides the default (assistant turns are trained, others not).
+        tool_calls: What the assistant calls: `{"type": "function", "function": {"name": …, "arguments": {…}}}`.
+        name: The tool that answers, where it is told.
+        tool_call_id: The call that a tool answers, where it is told.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     train: bool | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The turn as chat templates expect it; what it does not have is absent."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            turn["tool_calls"] = [dict(call) for call in self.tool_calls]
+        return turn | {
+            key: value for key, value in (("name", self.name), ("tool_call_id", self.tool_call_id)) if value is not None
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +117,16 @@ class Example:
     """One training example in the one internal form: either `messages`, or raw `text`.
 
     Attributes:
+        ref: Where its row stands.
+        messages: The turns; for a preference or an unpaired row those of the prompt.
+        text: Raw text.
         prompt: The text before the answer for a tokenizer without chat template; `None`: written from the messages.
         difficulty: What the column that a curriculum goes by says.
+        tools: JSON schemas of the tools that the assistant may call.
+        task: The name of its task, where a dataset has several.
+        chosen: The preferred answer of a preference row, or the only one of an unpaired row.
+        rejected: The other answer of a preference row.
+        label: Whether the answer of an unpaired row is a good one.
     """
 
     ref: RowRef
@@ -105,6 +134,11 @@ class Example:
     text: str | None = None
     prompt: str | None = None
     difficulty: float | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    task: str | None = None
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ After this, only the names of the configuration classes exist. It runs on each l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -186,6 +186,15 @@ class _Canonicalizer:
             else:
                 self.unknown((*path, key), {*config.model_fields, *config.aliases})
 
+    def blocks(self, config: type[Config], value: Any, path: Path, target: Path) -> None:
+        """A list of mappings that `config` describes."""
+        if not isinstance(value, list):
+            self.problem("LF-STRATEGY-022", f"{dotted(path)!r} must be a list, not {_what(value)}", path)
+            return
+        self.out.put(target, [{} for _ in value], self.origin(path))
+        for index, item in enumerate(value):
+            self.block(config, item, (*path, index), (*target, index))
+
     def place(
         self, block: Path, name: str, value: Any, path: Path, *, config: type[Config] | None = None, alias: str = ""
     ) -> None:
@@ -199,6 +208,12 @@ class _Canonicalizer:
             return  # `dataset:` with nothing behind it: not given
         if name == "method" and target[:3] == TUNER:
             self.methods(value, path, target)
+        elif (
+            field_config is not None
+            and config is not None
+            and get_origin(config.model_fields[name].annotation) is tuple
+        ):
+            self.blocks(field_config, value, path, target)
         elif field_config is not None:
             self.block(field_config, value, path, target)
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm import __version__
+from llamafarm.api.config import DatasetConfig, RowsConfig
 from llamafarm.api.values import PreparedData
 from llamafarm.core.load import Loaded
 from llamafarm.core.plan import Planned
@@ -49,7 +50,7 @@ def manifest(run_id: str, loaded: Loaded, planned: Planned, data: PreparedData, 
         "methods": [method.name for method in planned.plan.methods],
         "base_model": config.base_model.huggingface_id,
         "base_revision": config.base_model.revision,
-        "dataset": config.dataset.path or (config.dataset.generate.name if config.dataset.generate else None),
+        "dataset": _dataset(config.dataset),
         "dataset_digest": data.digest,
         "rows": dict(data.counts),
         "seed": config.training.seed,
@@ -66,6 +67,17 @@ def manifest(run_id: str, loaded: Loaded, planned: Planned, data: PreparedData, 
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
+
+
+def _dataset(config: DatasetConfig) -> str | list[str | None] | None:
+    """What the rows come from, in the user's words."""
+    if config.sources:
+        return [_origin(source) for source in config.sources]
+    return _origin(config)
+
+
+def _origin(config: RowsConfig) -> str | None:
+    return config.path or (config.generate.name if config.generate else None)
 
 
 def _sha256(path: Path) -> str:

@@ -81,7 +81,7 @@ def _errors(loaded: Loaded, config: FineTunerConfig) -> Iterator[LlamaFarmError]
         reason = probe.reason if probe else "no hardware profile is installed"
         hint = "use --set hardware=auto"
         yield HardwareError.of("LF-HARDWARE-001", f"no {loaded.device_type} device: {reason}", hint=hint)
-    if config.dataset.path is None and config.dataset.generate is None:
+    if config.dataset.path is None and config.dataset.generate is None and not config.dataset.sources:
         yield StrategyError.of("LF-STRATEGY-030", "no dataset is given", hint="add --dataset FILE, or dataset.path")
     if config.base_model.huggingface_id is None and config.base_model.from_scratch is None:
         hint = "add --model NAME, or base_model.huggingface_id"

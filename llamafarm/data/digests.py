@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
-from llamafarm.api import Example
+from llamafarm.api import Example, Message
 
 DIGEST_BYTES = 16
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 def row_digest(fields: Mapping[str, Any]) -> bytes:
@@ -21,8 +21,26 @@ def row_digest(fields: Mapping[str, Any]) -> bytes:
 
 def example_digest(example: Example) -> bytes:
     """16 bytes over what a model sees of an example, whatever form the row had and whatever else stood in it."""
-    turns = [[message.role, message.content, message.train] for message in example.messages]
-    return _digest([turns, example.text])
+    parts: list[Any] = [_turns(example.messages), example.text]
+    more = {
+        "tools": example.tools,
+        "task": example.task,
+        "chosen": _turns(example.chosen),
+        "rejected": _turns(example.rejected),
+        "label": example.label,
+    }
+    return _digest([*parts, *([more] if any(value not in (None, (), []) for value in more.values()) else [])])
+
+
+def _turns(messages: Iterable[Message]) -> list[Any]:
+    return [
+        [turn.role, turn.content, turn.train, *([turn.tool_calls] if turn.tool_calls else []), *_names(turn)]
+        for turn in messages
+    ]
+
+
+def _names(turn: Message) -> list[Any]:
+    return [turn.name, turn.tool_call_id] if turn.name or turn.tool_call_id else []
 
 
 def data_digest(parts: Mapping[str, Iterable[bytes]]) -> str:

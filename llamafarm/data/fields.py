@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llamafarm.data.strict import Fault
+from llamafarm.data.strict import Fault, decode
 
 
 def text(fields: Mapping[str, Any], name: str, *, of: str = "") -> str:
@@ -45,19 +45,36 @@ def optional_text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def items(fields: Mapping[str, Any], name: str) -> list[Any]:
-    """The elements of a required list.
+    """The elements of a required list, which may stand there as JSON text: tables have no other way.
 
     Raises:
         Fault: If it is missing, not a list, or empty.
     """
-    value = fields.get(name)
     if name not in fields:
         raise Fault("LF-DATA-012", f"{name!r} is missing", hint=_names(fields))
+    value = parsed(fields[name], name)
     if not isinstance(value, list):
         raise Fault("LF-DATA-014", f"{name!r} is {kind(value)}, expected a list")
     if not value:
         raise Fault("LF-DATA-013", f"{name!r} is empty")
     return value
+
+
+def parsed(value: Any, name: str) -> Any:
+    """A value that stands there as the JSON text of a list or an object, parsed; every other value as it is.
+
+    Raises:
+        Fault: If the text begins as JSON and is none.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        whole, end = decode(value.strip())
+    except Fault as fault:
+        raise Fault(fault.id, f"{name!r}: {fault.message} (character {fault.column})", hint=fault.hint) from None
+    if rest := value.strip()[end:]:
+        raise Fault("LF-DATA-004", f"{name!r}: invalid JSON: {rest[:20]!r} after its end")
+    return whole
 
 
 def _names(fields: Mapping[str, Any]) -> str:
@@ -67,4 +84,5 @@ def _names(fields: Mapping[str, Any]) -> str:
 def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
+    numbers = {int: "a number", float: "a number"}
+    return (names | numbers).get(type(value), f"a value of the kind {type(value).__name__}")

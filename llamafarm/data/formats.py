@@ -9,12 +9,14 @@ from typing import Any
 
 from llamafarm.api import Example, Message, RowRef
 from llamafarm.data import fields
-from llamafarm.data.chats import read_chat
+from llamafarm.data.chats import read_chat, read_turns
 from llamafarm.data.strict import Fault
+from llamafarm.data.tools import Tools, check_calls, read_tools
 from llamafarm.errors import DataError
 
 PROMPTS = ("prompt", "question", "query")
 COMPLETIONS = ("completion", "answer", "response", "output")
+_LABELS: Mapping[str, bool] = MappingProxyType({"true": True, "false": False})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +24,24 @@ class _Content:
     messages: tuple[Message, ...] = ()
     text: str | None = None
     prompt: str | None = None
+    tools: Tools = ()
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
 
 
 def _messages(row: Mapping[str, Any], _: str) -> _Content:
-    return _Content(read_chat(row, "messages"))
+    return _with_tools(row, read_chat(row, "messages"))
 
 
 def _sharegpt(row: Mapping[str, Any], _: str) -> _Content:
-    return _Content((*_system(row), *read_chat(row, "conversations")))
+    return _with_tools(row, (*_system(row), *read_chat(row, "conversations")))
+
+
+def _with_tools(row: Mapping[str, Any], messages: tuple[Message, ...]) -> _Content:
+    tools = read_tools(row)
+    check_calls(messages, tools)
+    return _Content(messages, tools=tools)
 
 
 def _alpaca(row: Mapping[str, Any], _: str) -> _Content:
@@ -71,15 +83,50 @@ def _system(row: Mapping[str, Any]) -> list[Message]:
 
 def _prompt_completion(row: Mapping[str, Any], _: str) -> _Content:
     """With a chat template: a user turn and the answer. Without one: the two texts, one after the other."""
-    prompt = fields.text(row, _first(row, PROMPTS))
-    completion = fields.text(row, _first(row, COMPLETIONS))
+    asked, answered = _first(row, PROMPTS), _first(row, COMPLETIONS)
     system = _system(row)
+    if any(isinstance(row.get(name), list) for name in (asked, answered)):
+        turns = (*system, *read_turns(row, asked, "user"), *read_turns(row, answered, "assistant"))
+        return _with_tools(row, turns)
+    prompt, completion = fields.text(row, asked), fields.text(row, answered)
     plain = "\n\n".join([*(message.content for message in system), prompt])
     return _Content((*system, Message("user", prompt), Message("assistant", completion)), prompt=plain)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
     return next((name for name in names if name in row), names[0])
+
+
+def _preference(row: Mapping[str, Any], _: str) -> _Content:
+    """A prompt with a better and a worse answer; without a prompt, both begin with it."""
+    chosen, rejected = (read_turns(row, name, "assistant") for name in ("chosen", "rejected"))
+    asked = _first(row, PROMPTS)
+    prompt = read_turns(row, asked, "user") if asked in row else ()
+    if not prompt:
+        shared = next((at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), 0)
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if not prompt:
+        hint = f"give a column 'prompt', or the same turns before both answers; there: {', '.join(map(repr, row))}"
+        raise Fault("LF-DATA-012", "the prompt is missing", hint=hint)
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not any(message.role == "assistant" for message in answer):
+            raise Fault("LF-DATA-016", f"no assistant turn in {name!r}")
+    if chosen == rejected:
+        raise Fault("LF-DATA-048", "'chosen' and 'rejected' are the same: nothing can be preferred")
+    return _Content((*_system(row), *prompt), tools=read_tools(row), chosen=chosen, rejected=rejected)
+
+
+def _unpaired(row: Mapping[str, Any], _: str) -> _Content:
+    """A prompt, an answer, and whether that is a good one."""
+    prompt = read_turns(row, _first(row, PROMPTS), "user")
+    completion = read_turns(row, _first(row, COMPLETIONS), "assistant")
+    if "label" not in row:
+        raise Fault("LF-DATA-012", "'label' is missing", hint="write true for a good answer, false for a bad one")
+    label = row["label"]
+    label = _LABELS.get(label.strip().lower()) if isinstance(label, str) else label
+    if not isinstance(label, bool):
+        raise Fault("LF-DATA-014", f"'label' is {row['label']!r}, expected true or false")
+    return _Content((*_system(row), *prompt), tools=read_tools(row), chosen=completion, label=label)
 
 
 def _text(row: Mapping[str, Any], text_field: str) -> _Content:
@@ -93,6 +140,8 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], _Content]] = MappingPr
         "alpaca": _alpaca,
         "prompt-completion": _prompt_completion,
         "text": _text,
+        "preference": _preference,
+        "unpaired": _unpaired,
     }
 )
 FORMATS = tuple(_READERS)
@@ -101,13 +150,15 @@ FORMATS = tuple(_READERS)
 def unused_columns(row: Mapping[str, Any], format: str, text_field: str = "text") -> list[str]:  # noqa: A002
     """The columns that hold something and that the form does not read."""
     used = {
-        "messages": ("messages",),
-        "sharegpt": ("conversations", "system"),
+        "messages": ("messages", "tools"),
+        "sharegpt": ("conversations", "system", "tools"),
         "alpaca": ("instruction", "input", "output", "system", "history"),
-        "prompt-completion": (_first(row, PROMPTS), _first(row, COMPLETIONS), "system"),
+        "prompt-completion": (_first(row, PROMPTS), _first(row, COMPLETIONS), "system", "tools"),
         "text": (text_field,),
+        "preference": (_first(row, PROMPTS), "chosen", "rejected", "system", "tools"),
+        "unpaired": (_first(row, PROMPTS), _first(row, COMPLETIONS), "label", "system", "tools"),
     }[format]
-    return [name for name, value in row.items() if name not in used and value is not None]
+    return [name for name, value in row.items() if name not in used and value not in (None, "")]
 
 
 def detect_format(row: Mapping[str, Any], text_field: str = "text") -> tuple[str, str]:
@@ -125,6 +176,8 @@ def detect_format(row: Mapping[str, Any], text_field: str = "text") -> tuple[str
 
 
 def _recognize(row: Mapping[str, Any], text_field: str) -> tuple[str, str] | None:
+    if "chosen" in row and "rejected" in row:
+        return "preference", "columns 'chosen' and 'rejected'"
     if "messages" in row:
         return "messages", "column 'messages'"
     if "conversations" in row:
@@ -132,6 +185,8 @@ def _recognize(row: Mapping[str, Any], text_field: str) -> tuple[str, str] | Non
     if "instruction" in row:
         return "alpaca", "column 'instruction'"
     prompt, completion = _first(row, PROMPTS), _first(row, COMPLETIONS)
+    if prompt in row and completion in row and _is_label(row.get("label")):
+        return "unpaired", f"columns {prompt!r}, {completion!r} and 'label', which is true or false"
     if prompt in row and completion in row:
         return "prompt-completion", f"columns {prompt!r} and {completion!r}"
     if text_field in row:
@@ -139,12 +194,17 @@ def _recognize(row: Mapping[str, Any], text_field: str) -> tuple[str, str] | Non
     return None
 
 
+def _is_label(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _LABELS)
+
+
 def _unrecognized(row: Mapping[str, Any]) -> Fault:
     columns = ", ".join(map(repr, row)) or "none"
     for name, value in row.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             return Fault("LF-DATA-018", f"an object around the rows: they stand under {name!r}", hint="save that list")
-    hint = "expected 'messages', 'conversations', 'instruction' and 'output', 'prompt' and 'completion', or 'text'"
+    pairs = "'instruction' and 'output', 'prompt' and 'completion', 'chosen' and 'rejected'"
+    hint = f"expected 'messages', 'conversations', {pairs}, or 'text'; dataset.columns gives columns these names"
     return Fault("LF-DATA-010", f"no known form; columns: {columns}", hint=hint)
 
 
@@ -158,7 +218,16 @@ def to_example(row: Mapping[str, Any], ref: RowRef, format: str, text_field: str
         content = _READERS[format](row, text_field)
     except Fault as fault:
         raise DataError([_explained(fault, row, format, text_field).at(str(ref))]) from None
-    return Example(ref, content.messages, content.text, content.prompt)
+    return Example(
+        ref,
+        content.messages,
+        content.text,
+        content.prompt,
+        content.tools,
+        chosen=content.chosen,
+        rejected=content.rejected,
+        label=content.label,
+    )
 
 
 def _explained(fault: Fault, row: Mapping[str, Any], expected: str, text_field: str) -> Fault:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-from llamafarm.api import DatasetConfig, Example, GenerateDataConfig, Row, RowRef
+from llamafarm.api import Example, GenerateDataConfig, Row, RowRef, RowsConfig
+from llamafarm.data.columns import Renamed
 from llamafarm.data.digests import example_digest, row_digest
 from llamafarm.data.formats import detect_format, to_example, unused_columns
 from llamafarm.data.problems import SHOWN, ProblemLog
-from llamafarm.data.rows import read_raw
+from llamafarm.data.sources import Notice, Rows, parse, read, sample
+from llamafarm.data.tasks import of_task
 from llamafarm.errors import DataError
-
-Rows = Iterable[tuple[RowRef, dict[str, Any]]]
-Notice = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -27,9 +26,39 @@ class Loaded:
     contents: list[bytes] = field(default_factory=list)
 
 
-def file_rows(path: str, log: ProblemLog, limit: int | None = None) -> Rows:
-    """The good rows of a file, at most `limit`; problems go to `log`."""
-    return ((RowRef(path, row.line), row.fields) for row in islice(read_raw(path, log), limit))
+@dataclass(slots=True)
+class Opened:
+    """The rows of one source, and how many of them a sample leaves out."""
+
+    name: str
+    rows: Rows
+    left_out: int = 0
+
+
+def open_rows(config: RowsConfig, log: ProblemLog, notice: Notice, *, seed: int, limit: int | None = None) -> Opened:
+    """The good rows of what a configuration names, at most `limit`; problems go to `log`.
+
+    Raises:
+        DataError: If it names nothing that can be read.
+        DiskError: If a file cannot be read.
+        NetworkError: If the hub is needed and cannot be reached.
+        PluginError: If a library that reads it is not installed.
+    """
+    if config.path is None:
+        if config.generate is None:
+            hint = "name a file by dataset.path (--dataset), or what to generate by dataset.generate"
+            raise DataError.of("LF-DATA-024", "no dataset given", hint=hint)
+        return Opened(config.generate.name, generated_rows(config.generate, limit))
+    if config.generate is not None:
+        notice(f"dataset.generate is not used: dataset.path names {config.path}")
+    source = parse(config.path)
+    rows = read(source.path, log, notice, text_field=config.text_field, subset=config.subset)
+    if source.sample is None:
+        return Opened(source.path, islice(rows, limit))
+    chosen, total = sample(rows, source.sample, seed)
+    notice(f"{source.path}: {len(chosen)} of {total} rows, by chance (dataset.sample_seed {seed})")
+    chosen = chosen[:limit]
+    return Opened(source.path, chosen, total - len(chosen))
 
 
 def generated_rows(config: GenerateDataConfig, limit: int | None = None) -> Rows:
@@ -49,12 +78,13 @@ def generated_rows(config: GenerateDataConfig, limit: int | None = None) -> Rows
 def load(
     name: str,
     rows: Rows,
-    dataset: DatasetConfig,
+    dataset: RowsConfig,
     into: Loaded,
     *,
     log: ProblemLog,
     notice: Notice,
     difficulty: str | None = None,
+    task: str | None = None,
 ) -> Iterator[Row]:
     """Append each row to `into` as an example and yield it as a splitter sees it; problems go to `log`.
 
@@ -63,6 +93,8 @@ def load(
     Unless the dataset names the form of the rows, the first row that has one tells it for all.
     """
     form: str = dataset.format
+    renamed = Renamed(name, rows, dataset.columns)
+    rows = renamed
     if form == "auto":
         form, rows = _form(name, rows, dataset, log, notice)
     unused: dict[str, None] = {}
@@ -75,11 +107,14 @@ def load(
             for problem in error.problems:
                 log.add(problem)
             continue
+        if task is not None:
+            example = of_task(example, task)
         unused.update(dict.fromkeys(unused_columns(fields, form, dataset.text_field)))
         unused.pop(difficulty or "", None)
         into.examples.append(example)
         into.contents.append(example_digest(example))
         yield Row(len(into.examples) - 1, row_digest(fields), fields)
+    renamed.check()
     if unused:
         notice(f"{name}: not used: column{'s' * (len(unused) > 1)} {', '.join(map(repr, unused))}")
 
@@ -95,7 +130,7 @@ def _number(fields: Mapping[str, Any], column: str, ref: RowRef) -> float:
     return float(value)
 
 
-def _form(name: str, rows: Rows, dataset: DatasetConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:
+def _form(name: str, rows: Rows, dataset: RowsConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:
     """The form of the rows, and all of them again; no rows if the first ones have none."""
     remaining = iter(rows)
     first: list[tuple[RowRef, dict[str, Any]]] = []

@@ -10,9 +10,11 @@ from typing import Any
 from llamafarm.api import DatasetConfig, DataSplitter, PreparedData, Row
 from llamafarm.data.assign import assign
 from llamafarm.data.digests import data_digest
-from llamafarm.data.load import Loaded, Notice, Rows, file_rows, generated_rows, load
+from llamafarm.data.load import Loaded, Opened, load, open_rows
+from llamafarm.data.mixing import Mixed
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.siblings import find_split
+from llamafarm.data.sources import Notice, parse
 from llamafarm.errors import DataError
 
 
@@ -46,14 +48,20 @@ def prepare(
     """
     dataset = _beside(dataset, notice)
     log, whole = ProblemLog(), Loaded()
-    name, source = _source(dataset, log, notice)
-    rows = load(name, source, dataset, whole, log=log, notice=notice, difficulty=difficulty)
+    source: Mixed | Opened
+    if dataset.sources:
+        name, source = f"{len(dataset.sources)} sources", Mixed(dataset, log, notice, difficulty)
+        rows = source.load(whole)
+    else:
+        source = open_rows(dataset, log, notice, seed=dataset.sample_seed, limit=dataset.max_samples)
+        name, rows = source.name, load(source.name, source.rows, dataset, whole, log=log, notice=notice, difficulty=difficulty)
     if dataset.eval_path is not None:
         _exhaust(rows)
-        held_out = Loaded()
-        _exhaust(load(dataset.eval_path, file_rows(dataset.eval_path, log), dataset, held_out, log=log, notice=notice))
+        held_out, file = Loaded(), dataset.model_copy(update={"path": dataset.eval_path, "generate": None})
+        apart = open_rows(file, log, notice, seed=dataset.sample_seed)
+        _exhaust(load(apart.name, apart.rows, dataset, held_out, log=log, notice=notice))
         log.check()
-        return _by_file(whole, held_out, dataset.eval_path, notice)
+        return _by_file(whole, held_out, dataset.eval_path, notice, _left_out(source, apart))
     rows = _checked(rows, log)
     if splitter is None:
         _exhaust(rows)
@@ -63,33 +71,29 @@ def prepare(
         sides = assigned.held_out
         if assigned.copies:
             notice(f"{name}: {assigned.copies} of {len(sides)} rows are copies: each is on the side of its first")
-    return _result(_side(whole, sides, held_out=False), _side(whole, sides, held_out=True), {})
+    return _result(_side(whole, sides, held_out=False), _side(whole, sides, held_out=True), _left_out(source))
 
 
 def _beside(dataset: DatasetConfig, notice: Notice) -> DatasetConfig:
     """Use the two files of an earlier split, where there are any."""
     if dataset.path is None or dataset.eval_path is not None:
         return dataset
-    split = find_split(Path(dataset.path))
+    source = parse(dataset.path)
+    split = None if Path(source.path).is_dir() else find_split(Path(source.path))
     if split is None:
         return dataset
     train, held_out = map(str, split)
+    train += dataset.path.removeprefix(source.path)
     notice(f"{dataset.path} was split before: training on {train}, holding out {held_out} (dataset.eval_path decides)")
     return dataset.model_copy(update={"path": train, "eval_path": held_out})
 
 
-def _source(dataset: DatasetConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:
-    if dataset.path is not None:
-        if dataset.generate is not None:
-            notice(f"dataset.generate is not used: dataset.path names {dataset.path}")
-        return dataset.path, file_rows(dataset.path, log, dataset.max_samples)
-    if dataset.generate is None:
-        hint = "name a file by dataset.path (--dataset), or what to generate by dataset.generate"
-        raise DataError.of("LF-DATA-024", "no dataset given", hint=hint)
-    return dataset.generate.name, generated_rows(dataset.generate, dataset.max_samples)
+def _left_out(*sources: Mixed | Opened) -> dict[str, int]:
+    count = sum(source.left_out for source in sources)
+    return {"dropped_not_sampled": count} if count else {}
 
 
-def _by_file(whole: Loaded, held_out: Loaded, eval_path: str, notice: Notice) -> PreparedData:
+def _by_file(whole: Loaded, held_out: Loaded, eval_path: str, notice: Notice, left_out: dict[str, int]) -> PreparedData:
     known = frozenset(held_out.contents)
     also_there = [content in known for content in whole.contents]
     train = _side(whole, also_there, held_out=False)
@@ -99,7 +103,7 @@ def _by_file(whole: Loaded, held_out: Loaded, eval_path: str, notice: Notice) ->
     if not train.examples:
         message = f"all {dropped} rows to train on also stand in {eval_path}"
         raise DataError.of("LF-DATA-021", message, hint="hold out other rows than those trained on")
-    return _result(train, held_out, {"dropped_also_held_out": dropped})
+    return _result(train, held_out, {"dropped_also_held_out": dropped, **left_out})
 
 
 def _checked(rows: Iterable[Row], log: ProblemLog) -> Iterator[Row]:

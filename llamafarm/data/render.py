@@ -8,7 +8,7 @@ also where the marks leave that token out; the prompt, the turn's header include
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os.path import commonprefix
@@ -21,7 +21,7 @@ from llamafarm.data.strict import Fault
 from llamafarm.errors import ModelError
 
 _MARK = re.compile(r"{%-?\+?\s*generation\s*[-+]?%}")
-Chat = list[dict[str, str]]
+Turn = dict[str, Any]
 Range = tuple[int, int]
 
 
@@ -32,8 +32,15 @@ def renderer(tokenizer: Any) -> Callable[[Example], Rendered]:
         ModelError: If the chat template is not valid Jinja.
     """
     if tokenizer.chat_template is None:
-        return partial(render_plain, end=tokenizer.eos_token)
+        return partial(_plain, end=tokenizer.eos_token)
     return _Template(tokenizer).render
+
+
+def _plain(example: Example, *, end: str) -> Rendered:
+    if example.tools or any(message.tool_calls for message in example.messages):
+        hint = "use a base model whose template knows tools"
+        raise Fault("LF-TEMPLATE-010", "tools need a chat template, and the tokenizer has none", hint=hint)
+    return render_plain(example, end=end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,21 @@ class _Turn:
     content: str
     learned: bool
     last: bool
+    calls: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """A conversation as templates expect it, or its beginning."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    def until(self, index: int) -> _Chat:
+        return _Chat(self.turns[:index], self.tools)
+
+    def changed(self, index: int, turn: Turn) -> _Chat:
+        return _Chat((*self.turns[:index], turn, *self.turns[index + 1 :]), self.tools)
 
 
 class _Template:
@@ -65,8 +87,11 @@ class _Template:
         """
         if example.text is not None:
             return render_plain(example, end="")
-        chat = [{"role": message.role, "content": message.content} for message in example.messages]
+        chat = _Chat(tuple(message.as_dict() for message in example.messages), example.tools)
         text, marks = self._apply(chat, marked=self._marked)
+        if chat.tools and text == self._attempt(_Chat(chat.turns)):
+            hint = "use a base model whose template knows tools, or leave the column out"
+            raise Fault("LF-TEMPLATE-010", "the chat template does not show the tools to the model", hint=hint)
         turns = list(_turns(example.messages))
         if len(marks) == len(turns):
             spans = [self._span(text, turn, chat, mark) for turn, mark in zip(turns, marks, strict=True)]
@@ -75,7 +100,7 @@ class _Template:
         learned = tuple(span for span, turn in zip(spans, turns, strict=True) if turn.learned)
         return Rendered(text, learned, example.ref)
 
-    def _span(self, text: str, turn: _Turn, chat: Chat, mark: Range | None = None) -> Span:
+    def _span(self, text: str, turn: _Turn, chat: _Chat, mark: Range | None = None) -> Span:
         """From the turn's header, or where the mark begins, to the token that ends it."""
         start = mark[0] if mark else self._header_end(text, turn, chat)
         content = self._content(text, turn, chat, start)
@@ -91,19 +116,19 @@ class _Template:
                 return Span(start, token.end())
         return Span(start, end + len(text[end:limit].rstrip()), close=turn.last)
 
-    def _header_end(self, text: str, turn: _Turn, chat: Chat) -> int | None:
+    def _header_end(self, text: str, turn: _Turn, chat: _Chat) -> int | None:
         """Where the model's own text begins: after what the template writes to prompt for it, if that stands here."""
-        prefix = self._attempt(chat[: turn.index], header=True) if turn.index else None
+        prefix = self._attempt(chat.until(turn.index), header=True) if turn.index else None
         return len(prefix) if prefix is not None and text.startswith(prefix) else None
 
-    def _content(self, text: str, turn: _Turn, chat: Chat, start: int | None) -> Range:
+    def _content(self, text: str, turn: _Turn, chat: _Chat, start: int | None) -> Range:
         """Where the content stands: right at `start` with a token after it, or where another content makes a change."""
         content = turn.content.strip()
-        if start is not None and not self._token.search(content):
+        if start is not None and not turn.calls and not self._token.search(content):
             at = len(text) - len(text[start:].lstrip())
             if text.startswith(content, at) and self._token_next.match(text, at + len(content)):
                 return at, at + len(content)
-        first, last = self._changed(text, turn, chat)
+        first, last = self._calls(text, turn, chat) if turn.calls else self._changed(text, turn, chat)
         if first < last and (start is None or start < last):
             return first, last
         tried = "its marks and " if self._marked else ""
@@ -111,43 +136,56 @@ class _Template:
         hint = f"tried: {tried}rendering with and without the answer; mark the answers with {{% generation %}}"
         raise Fault("LF-TEMPLATE-003", message, hint=hint)
 
-    def _changed(self, text: str, turn: _Turn, chat: Chat) -> Range:
+    def _calls(self, text: str, turn: _Turn, chat: _Chat) -> Range:
+        """Where the calls of a turn stand, and what is said before them; nothing of what follows the turn."""
+        until = chat.until(turn.index + 1)
+        alone = self._attempt(until)
+        if alone is not None:
+            first, last = self._changed(alone, turn, until)
+            if first < last and text.startswith(alone[:last]):
+                return first, last
+        first, last = self._changed(text, turn, chat)
+        later = [str(item["content"]).strip() for item in chat.turns[turn.index + 1 :]]
+        return (0, 0) if any(item and item in text[first:last] for item in later) else (first, last)
+
+    def _changed(self, text: str, turn: _Turn, chat: _Chat) -> Range:
         """The part of the text that is another one when the turn's content is."""
-        changed = chat[turn.index] | {"content": _unlike(turn.content.strip())}
-        other = self._attempt([*chat[: turn.index], changed, *chat[turn.index + 1 :]])
+        changed = {"role": "assistant", "content": _unlike(turn.content.strip())}
+        other = self._attempt(chat.changed(turn.index, changed))
         if other is None:
             return 0, 0
         first = _shared(text, other)
         return first, len(text) - _shared(text[first:][::-1], other[first:][::-1])
 
-    def _limits(self, text: str, turn: _Turn, chat: Chat, end: int) -> Iterator[int]:
+    def _limits(self, text: str, turn: _Turn, chat: _Chat, end: int) -> Iterator[int]:
         """Where the turn ends at the latest: how far what follows it is the same when nothing follows it.
 
         The first answer is the quick one; it is too low if the template begins a last answer otherwise than others.
         """
-        alone = None if turn.last else self._attempt(chat[: turn.index + 1])
+        alone = None if turn.last else self._attempt(chat.until(turn.index + 1))
         if alone is None:
             yield len(text)
             return
         yield max(_shared(text, alone), end)
-        _, alone_end = self._changed(alone, turn, chat[: turn.index + 1])
+        _, alone_end = self._changed(alone, turn, chat.until(turn.index + 1))
         rest = text[end:].lstrip()
         yield len(text) - len(rest) + _shared(rest, alone[alone_end:].lstrip())
 
-    def _attempt(self, chat: Chat, *, header: bool = False) -> str | None:
+    def _attempt(self, chat: _Chat, *, header: bool = False) -> str | None:
         """A part of a conversation, or nothing if the template refuses it."""
         try:
             return self._apply(chat, header=header)[0]
         except Fault:
             return None
 
-    def _apply(self, chat: Chat, *, header: bool = False, marked: bool = False) -> tuple[str, list[Range]]:
+    def _apply(self, chat: _Chat, *, header: bool = False, marked: bool = False) -> tuple[str, list[Range]]:
         from jinja2 import TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             texts, marks = render_jinja_template(
-                conversations=[chat],
+                conversations=[list(chat.turns)],
+                tools=[dict(tool) for tool in chat.tools] or None,
                 chat_template=self._template,
                 add_generation_prompt=header,
                 return_assistant_tokens_mask=marked,
@@ -164,7 +202,8 @@ class _Template:
 def _turns(messages: tuple[Message, ...]) -> Iterator[_Turn]:
     for index, message in enumerate(messages):
         if message.role == "assistant":
-            yield _Turn(index, message.content, message.train is not False, index == len(messages) - 1)
+            learned, last = message.train is not False, index == len(messages) - 1
+            yield _Turn(index, message.content, learned, last, bool(message.tool_calls))
 
 
 def _shared(one: str, other: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llamafarm.api import RowRef
+from llamafarm.data.compressed import opened
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.strict import Fault, as_row, decode, decode_row
 from llamafarm.errors import DataError, DiskError, LlamaFarmError, Problem, nearest
@@ -76,7 +77,7 @@ def reread(path: str | Path) -> Iterator[bytes]:
             for row in _array(Path(path), stream.read(), ProblemLog()):
                 yield row.raw if b"\n" not in row.raw else json.dumps(row.fields, ensure_ascii=False).encode()
             return
-        for _, line in _lines(stream):
+        for _, line in lines(stream):
             if raw := line.strip(_SPACE):
                 yield raw
 
@@ -85,7 +86,7 @@ def _read(path: Path, log: ProblemLog) -> Iterator[RawRow]:
     with _opened(path) as (stream, array):
         if array:
             yield from _array(path, stream.read(), log)
-        elif _is_utf16(stream):
+        elif is_utf16(stream):
             log.add(Problem("LF-DATA-005", "UTF-16, not UTF-8", f"{path}:1", "save the file as UTF-8"))
         else:
             yield from _json_lines(path, stream, log)
@@ -95,22 +96,25 @@ def _read(path: Path, log: ProblemLog) -> Iterator[RawRow]:
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The open file, and whether it is one JSON array."""
     try:
-        with path.open("rb") as stream:
-            head = stream.read(4096)
-            stream.seek(0)
-            yield stream, head.removeprefix(_BOM).lstrip(_SPACE).startswith(b"[")
+        with opened(path) as stream:
+            yield stream, peek(stream).removeprefix(_BOM).lstrip(_SPACE).startswith(b"[")
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _is_utf16(stream: BinaryIO) -> bool:
-    head = stream.read(2)
-    stream.seek(0)
-    return head in (b"\xff\xfe", b"\xfe\xff")
+def peek(stream: BinaryIO) -> bytes:
+    """The first bytes, which stay to be read."""
+    head: bytes = stream.peek(4096)  # type: ignore[attr-defined]  # every stream of `opened` is buffered
+    return head
+
+
+def is_utf16(stream: BinaryIO) -> bool:
+    """Whether the stream begins with the byte order mark of UTF-16."""
+    return peek(stream)[:2] in (b"\xff\xfe", b"\xfe\xff")
 
 
 def _json_lines(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[RawRow]:
-    for number, line in _lines(stream):
+    for number, line in lines(stream):
         raw = line.strip(_SPACE)
         if not raw:
             continue
@@ -126,7 +130,7 @@ def _json_lines(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[RawRo
         yield RawRow(number, raw, fields)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
     number = 0
     for chunk in stream:
         for line in chunk.splitlines():
@@ -179,7 +183,8 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _unreadable(path: Path, error: OSError) -> LlamaFarmError:
+def unreadable(path: Path, error: OSError) -> LlamaFarmError:
+    """What to tell when a file or folder cannot be opened."""
     where = str(path)
     if isinstance(error, FileNotFoundError):
         folder = path.parent

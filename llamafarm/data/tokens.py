@@ -82,10 +82,12 @@ def tokenize(
             pieces too, or raise an `error`.
 
     Raises:
-        DataError: If no row is left to learn from, or (`error`) rows are too long; each is named.
+        DataError: If no row is left to learn from, rows are preferences, or (`error`) rows are too long; each
+            is named.
         ModelError: If the tokenizer has no end-of-text token, its chat template cannot be used, or the two refuse some
             conversations; each is named.
     """
+    _require_trainable(examples, stage)
     everything = train_on_inputs or stage == "pt"
     counts: Counter[str] = Counter(examples=len(examples))
     rows: list[TokenizedRow] = []
@@ -146,6 +148,14 @@ def _cut(
     left = sum(label != IGNORED and place in ends for place, label in zip(kept.input_ids, kept.labels, strict=True))
     short = TokenizedRow([row.input_ids[place] for place in kept.input_ids], kept.labels)
     return short, Loss(_trained(row) - _trained(short), len(ends) - left, cut)
+
+
+def _require_trainable(examples: Sequence[Example], stage: str) -> None:
+    judged = [example for example in examples if example.chosen]
+    if judged:
+        message = f"{len(judged)} of {len(examples)} rows are preferences, which stage {stage} cannot learn from"
+        hint = "give rows with one answer each, such as 'prompt' and 'completion'"
+        raise DataError.of("LF-DATA-051", message, where=str(judged[0].ref), hint=hint)
 
 
 def _encode(

@@ -27,10 +27,15 @@ class Questions:
 
 
 def questions(examples: Sequence[Example], limit: int, tokenizer: PreTrainedTokenizerBase) -> Questions:
-    """Take up to `limit` conversations that end with the assistant."""
-    chosen = [item for item in examples if item.messages and item.messages[-1].role == "assistant"][:limit]
+    """Take up to `limit` conversations that end with the assistant, of those without tools."""
+    chosen = [item for item in examples if _answered(item)][:limit]
     prompts = [_prompt(example, tokenizer) for example in chosen]
     return Questions(prompts, [example.messages[-1].content for example in chosen])
+
+
+def _answered(example: Example) -> bool:
+    turns = example.messages
+    return bool(turns) and turns[-1].role == "assistant" and not example.tools and not any(t.tool_calls for t in turns)
 
 
 def _prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | Chat:

@@ -201,7 +201,12 @@ BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "unknown role": ("messages", {"messages": [Q | {"role": "usr"}]}, "LF-DATA-015", "is by 'usr', expected"),
     "no answer": ("messages", {"messages": [Q]}, "LF-DATA-016", "no assistant turn to learn from"),
     "no answer to learn": ("messages", {"messages": [Q, A | {"train": False}]}, "LF-DATA-016", "no assistant turn"),
-    "tool calls": ("messages", {"messages": [Q, A | {"tool_calls": [{"id": 1}]}]}, "LF-DATA-017", "has 'tool_calls'"),
+    "tool calls": (
+        "messages",
+        {"messages": [Q, A | {"tool_calls": [{"id": 1}]}]},
+        "LF-DATA-012",
+        "'name' of tool call 1 of turn 2",
+    ),
     "train as text": ("messages", {"messages": [Q, A | {"train": "no"}]}, "LF-DATA-014", "'train' of turn 2"),
     "train of a user": ("messages", {"messages": [Q | {"train": True}, A]}, "LF-DATA-017", "only answers are learned"),
     "half a weight": ("messages", {"messages": [Q, A | {"weight": 0.5}]}, "LF-DATA-014", "is 0.5, expected"),
@@ -259,7 +264,7 @@ def test_a_row_that_does_not_fit_is_said(name: str) -> None:
     ("row", "id_", "part"),
     [
         ({"data": [{"prompt": "a"}]}, "LF-DATA-018", "they stand under 'data'"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "LF-DATA-010", "'prompt', 'chosen', 'rejected'"),
+        ({"prompt": "a", "chosen": "b"}, "LF-DATA-010", "'prompt', 'chosen'"),
         ({}, "LF-DATA-010", "columns: none"),
         ({"label": 1}, "LF-DATA-010", "columns: 'label'"),
     ],
