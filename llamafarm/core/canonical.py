@@ -208,11 +208,7 @@ class _Canonicalizer:
             return  # `dataset:` with nothing behind it: not given
         if name == "method" and target[:3] == TUNER:
             self.methods(value, path, target)
-        elif (
-            field_config is not None
-            and config is not None
-            and get_origin(config.model_fields[name].annotation) is tuple
-        ):
+        elif field_config is not None and config is not None and _is_list(config.model_fields[name]):
             self.blocks(field_config, value, path, target)
         elif field_config is not None:
             self.block(field_config, value, path, target)
@@ -329,10 +325,14 @@ def _flat(annotation: Any) -> tuple[Any, ...]:
 
 def _config_of(field: FieldInfo) -> type[Config] | None:
     """The configuration class a field holds directly (or optionally), if it does."""
-    for annotation in (field.annotation, *get_args(field.annotation)):
+    for annotation in _flat(field.annotation):
         if isinstance(annotation, type) and issubclass(annotation, Config):
             return annotation
     return None
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return any(get_origin(annotation) is tuple for annotation in _flat(field.annotation))
 
 
 def _wants_number(field: FieldInfo) -> bool:

@@ -36,7 +36,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             yield cast("BinaryIO", stream)
     elif suffix == ".zst":
         zstandard = require("zstandard", path)
-        with path.open("rb") as packed, _damage_explained(path, cast("type[Exception]", zstandard.ZstdError)):
+        with path.open("rb") as packed, _damage_explained(path, zstandard.ZstdError):
             yield cast("BinaryIO", BufferedReader(_Frames(packed, zstandard.ZstdDecompressor())))
     else:
         with path.open("rb") as stream:
@@ -44,10 +44,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _damage_explained(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+def _damage_explained(path: Path, damage: type[Exception]) -> Iterator[None]:
     try:
         yield
-    except (*kinds, EOFError, gzip.BadGzipFile) as error:
+    except (damage, EOFError, gzip.BadGzipFile) as error:
         message = f"cannot be unpacked: {str(error) or 'damaged'}"
         raise DataError.of("LF-DATA-040", message, where=str(path), hint="pack it again, or give it unpacked") from None
 

@@ -178,20 +178,15 @@ def detect_format(row: Mapping[str, Any], text_field: str = "text") -> tuple[str
 def _recognize(row: Mapping[str, Any], text_field: str) -> tuple[str, str] | None:
     if "chosen" in row and "rejected" in row:
         return "preference", "columns 'chosen' and 'rejected'"
-    if "messages" in row:
-        return "messages", "column 'messages'"
-    if "conversations" in row:
-        return "sharegpt", "column 'conversations'"
-    if "instruction" in row:
-        return "alpaca", "column 'instruction'"
+    for column, form in (("messages", "messages"), ("conversations", "sharegpt"), ("instruction", "alpaca")):
+        if column in row:
+            return form, f"column {column!r}"
     prompt, completion = _first(row, PROMPTS), _first(row, COMPLETIONS)
-    if prompt in row and completion in row and _is_label(row.get("label")):
-        return "unpaired", f"columns {prompt!r}, {completion!r} and 'label', which is true or false"
     if prompt in row and completion in row:
+        if _is_label(row.get("label")):
+            return "unpaired", f"columns {prompt!r}, {completion!r} and 'label', which is true or false"
         return "prompt-completion", f"columns {prompt!r} and {completion!r}"
-    if text_field in row:
-        return "text", f"column {text_field!r}"
-    return None
+    return ("text", f"column {text_field!r}") if text_field in row else None
 
 
 def _is_label(value: Any) -> bool:
@@ -233,6 +228,6 @@ def to_example(row: Mapping[str, Any], ref: RowRef, format: str, text_field: str
 def _explained(fault: Fault, row: Mapping[str, Any], expected: str, text_field: str) -> Fault:
     """A row of another form has no missing fields: it has another form."""
     found = _recognize(row, text_field)
-    if found is None or found[0] == expected:
+    if found is None or {expected, found[0]} in ({expected}, {"unpaired", "prompt-completion"}):
         return fault
     return Fault("LF-DATA-011", f"the row is {found[0]} ({found[1]}), where {expected} was expected")

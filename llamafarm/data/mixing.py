@@ -31,7 +31,7 @@ class Mixed:
         Raises:
             DataError: For every row that cannot be used; or if a source has none for its weight, or not all have one.
         """
-        sources, seed = self._dataset.sources, self._dataset.sample_seed
+        sources, seed = self._dataset.sources or (), self._dataset.sample_seed
         weights = [source.weight for source in sources]
         if None in weights and any(weight is not None for weight in weights):
             hint = "give each source a weight, or none of them"

@@ -102,9 +102,8 @@ def read_parquet(path: Path, log: ProblemLog) -> Found:
         DiskError: If the file cannot be read.
         PluginError: If pyarrow is not installed.
     """
-    require("pyarrow", path)
+    arrow = require("pyarrow", path)
     parquet = require("pyarrow.parquet", path)
-    from pyarrow import ArrowException
 
     try:
         with parquet.ParquetFile(path) as file:
@@ -116,7 +115,7 @@ def read_parquet(path: Path, log: ProblemLog) -> Found:
                 for row in batch.to_pylist():
                     number += 1
                     yield RowRef(str(path), number), without_nulls(row)
-    except ArrowException as error:
+    except arrow.ArrowException as error:
         message = f"no parquet file: {str(error).splitlines()[0]}"
         raise DataError.of("LF-DATA-043", message, where=str(path), hint="write it again") from None
     except OSError as error:

@@ -242,3 +242,15 @@ def lab() -> SimpleNamespace:
         families=FAMILIES,
         thinking=THINKING,
     )
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> Callable[[str | None, str], PreTrainedTokenizerFast]:
+    """Builds a tokenizer with the given template, whose marks are written in the given way."""
+
+    def build(template: str | None, marks: str) -> PreTrainedTokenizerFast:
+        tokenizer = byte_level(template and marked(template, marks), "<|im_end|>")
+        tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+        return tokenizer
+
+    return build
