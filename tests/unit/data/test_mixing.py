@@ -120,7 +120,7 @@ def test_preferences_are_recognized(name: str) -> None:
 def test_preferences_are_not_trained_as_answers(name: str, write: Any, chat_tokenizer: Any) -> None:
     path = write([PREFERENCES[name][0]])
     data = prepared(path=path)
-    with pytest.raises(DataError, match="1 of 1 rows are preferences, which stage sft cannot learn from.*LF-DATA-051"):
+    with pytest.raises(DataError, match=r"1 of 1 rows are preferences, which stage sft cannot learn from.*LF-DATA-051"):
         tokenize(data.train, chat_tokenizer(None, "no-marks"), stage="sft", max_seq_length=99, train_on_inputs=False)
 
 
