@@ -60,7 +60,18 @@ class Mixed:
         part, rows = Loaded(), deque[Row]()
         opened = open_rows(source, self._log, self._notice, seed=self._dataset.sample_seed + number)
         self.left_out += opened.left_out
-        rows.extend(load(opened.name, opened.rows, source, part, log=self._log, notice=self._notice, task=source.task, difficulty=self._difficulty))
+        rows.extend(
+            load(
+                opened.name,
+                opened.rows,
+                source,
+                part,
+                log=self._log,
+                notice=self._notice,
+                task=source.task,
+                difficulty=self._difficulty,
+            )
+        )
         return opened.name, list(zip(part.examples, part.contents, rows, strict=True))
 
 

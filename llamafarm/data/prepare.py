@@ -54,7 +54,10 @@ def prepare(
         rows = source.load(whole)
     else:
         source = open_rows(dataset, log, notice, seed=dataset.sample_seed, limit=dataset.max_samples)
-        name, rows = source.name, load(source.name, source.rows, dataset, whole, log=log, notice=notice, difficulty=difficulty)
+        name, rows = (
+            source.name,
+            load(source.name, source.rows, dataset, whole, log=log, notice=notice, difficulty=difficulty),
+        )
     if dataset.eval_path is not None:
         _exhaust(rows)
         held_out, file = Loaded(), dataset.model_copy(update={"path": dataset.eval_path, "generate": None})
