@@ -218,7 +218,7 @@ def to_example(row: Mapping[str, Any], ref: RowRef, format: str, text_field: str
         content.messages,
         content.text,
         content.prompt,
-        content.tools,
+        tools=content.tools,
         chosen=content.chosen,
         rejected=content.rejected,
         label=content.label,
