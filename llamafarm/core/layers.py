@@ -56,10 +56,10 @@ class Layer:
         return self.origins.get(path)
 
     def put(self, path: Path, value: Any, origin: Origin) -> None:
-        """Set a value, making the mappings on the way."""
+        """Set a value, making the mappings on the way; the lists are there."""
         node = self.values
         for depth, part in enumerate(path[:-1]):
-            node = node.setdefault(str(part), {})
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(str(part), {})
             self.origins.setdefault(path[: depth + 1], origin)
         node[str(path[-1])] = value
         for inner, _ in walk(value, path):

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from llamafarm.api import DatasetConfig, PreparedData
-from llamafarm.data.hub import is_hub_id, numbered
+from llamafarm.data.hub import _explained, is_hub_id, numbered
 from llamafarm.data.prepare import prepare
 from llamafarm.data.tokens import tokenize
 from llamafarm.errors import DataError, PluginError
@@ -269,6 +269,13 @@ def test_without_the_hub_the_network_is_named(tmp_path: Path) -> None:
     assert code == 11
     assert "LF-NET-004" in said
     assert "owner/name" in said
+
+
+def test_a_split_that_is_not_there_is_the_datas_fault() -> None:
+    error = _explained("owner/name:x", ValueError('Unknown split "x". Should be one of ["train"].'))
+    assert str(error) == (
+        'owner/name:x: the hub\'s dataset cannot be read: Unknown split "x". Should be one of ["train"]. [LF-DATA-044]'
+    )
 
 
 def test_a_library_that_is_missing_is_named(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
