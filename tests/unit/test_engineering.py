@@ -177,7 +177,7 @@ def test_make_knows_the_documented_targets() -> None:
 
 def test_make_test_runs_every_check() -> None:
     finished = subprocess.run(["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for check in ("ruff format --check", "ruff check", "lint-imports", "mypy", "pytest"):
+    for check in ("ruff format --check .\n", "ruff check .\n", "lint-imports\n", "mypy\n", "-m pytest"):
         assert check in finished.stdout
 
 
