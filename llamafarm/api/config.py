@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, SecretStr, field_validator
 from pydantic_core import CoreSchema
 
 
@@ -122,6 +122,15 @@ class GenerateDataConfig(Config):
     seed: int = Field(0, description="Same seed, same rows.")
 
 
+class MaskAuditConfig(Config):
+    """What training refuses when it looks at its own labels; `llamafarm inspect` shows the same."""
+
+    enabled: bool = Field(True, description="Audit the labels before training.")
+    stop_token: bool = Field(True, description="Refuse answers whose stop token is not trained.")
+    prompt_tokens: bool = Field(True, description="Refuse trained tokens that are no part of an answer.")
+    max_unlabelled: Fraction = Field(0.05, description="Refuse when a larger share of the rows has nothing to learn.")
+
+
 Form = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "preference", "unpaired"]
 Column = Literal[
     "messages",
@@ -202,6 +211,31 @@ class DatasetConfig(RowsConfig):
     )
     cache: bool = Field(True, description="Keep tokenized rows for the next run on the same data and tokenizer.")
     train_on_inputs: bool = Field(False, description="Also learn prompts; by default assistant turns alone.")
+    prefix_ids: tuple[int, ...] | None = Field(
+        None, description="Token ids before each answer, `1,2,3` or a list: an explicit mask, where the template fails."
+    )
+    suffix_ids: tuple[int, ...] | None = Field(
+        None, description="Token ids that end an answer, and are learned; one of the two completes the other."
+    )
+    mask_audit: MaskAuditConfig = Field(
+        default_factory=MaskAuditConfig, description="What is refused when the labels are not right."
+    )
+
+    @field_validator("prefix_ids", "suffix_ids", mode="before")
+    @classmethod
+    def _parsed(cls, value: Any) -> Any:
+        """Ids as they are pasted: `1,2,3`, one number, or a list."""
+        if value is None:
+            return None
+        parts = value.replace(",", " ").split() if isinstance(value, str) else value
+        parts = [parts] if isinstance(parts, int) else parts
+        try:
+            ids = [int(str(part)) for part in parts]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Error parsing prefix_ids or suffix_ids: {error}") from None
+        if not ids or min(ids) < 0:
+            raise ValueError("Error parsing prefix_ids or suffix_ids: token ids are numbers from 0, at least one")
+        return ids
 
 
 class CurriculumConfig(Config):

@@ -23,6 +23,8 @@ FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "model": "base_model.huggingface_id",
         "dataset": "dataset.path",
         "eval_dataset": "dataset.eval_path",
+        "prefix_ids": "dataset.prefix_ids",
+        "suffix_ids": "dataset.suffix_ids",
         "method": "method",
         "epochs": "training.num_epochs",
         "max_steps": "training.max_steps",
@@ -56,6 +58,12 @@ def train(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per device and step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same losses.")] = None,
+    prefix_ids: Annotated[
+        str | None, typer.Option("--prefix-ids", "--prefix_ids", help="Token ids before answers, from find-split.")
+    ] = None,
+    suffix_ids: Annotated[
+        str | None, typer.Option("--suffix-ids", "--suffix_ids", help="Token ids that end answers.")
+    ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", "--output-dir", help="Where the run writes; ./output by default.")

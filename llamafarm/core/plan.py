@@ -114,7 +114,7 @@ def _components(
         method = registry.require("method", node.type)(node)
         assert isinstance(method, Method)
         methods.append(method)
-    return tuner, tuple(methods), _splitter(loaded, registry)
+    return tuner, tuple(methods), splitter_of(loaded, registry)
 
 
 def _splits_by_itself(loaded: Loaded) -> bool:
@@ -124,7 +124,8 @@ def _splits_by_itself(loaded: Loaded) -> bool:
     return asked and loaded.strategy.components.data_splitter is None and config.dataset.eval_path is None
 
 
-def _splitter(loaded: Loaded, registry: Registry) -> DataSplitter[Any] | None:
+def splitter_of(loaded: Loaded, registry: Registry) -> DataSplitter[Any] | None:
+    """What holds rows out, if anything does."""
     node = loaded.strategy.components.data_splitter
     if node is not None:
         chosen = registry.require("data_splitter", node.type)(node.config)

@@ -61,13 +61,13 @@ def read(path: Path) -> Tokenized | None:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-        if about["digest"] != _digest(arrays, about["counts"], about["losses"]):
+        if about["digest"] != _digest(arrays, about["counts"], about["losses"], about["audit"]):
             return None
         os.utime(path)
     except (OSError, SafetensorError, KeyError):
         return None
     losses = {index: Loss(*loss) for index, *loss in json.loads(about["losses"])}
-    return Tokenized(_rows(arrays), json.loads(about["counts"]), losses)
+    return Tokenized(_rows(arrays), json.loads(about["counts"]), losses, about["audit"])
 
 
 def write(path: Path, tokenized: Tokenized) -> None:
@@ -84,7 +84,8 @@ def write(path: Path, tokenized: Tokenized) -> None:
     }
     counts = json.dumps(dict(tokenized.counts))
     losses = json.dumps([[index, *astuple(loss)] for index, loss in tokenized.losses.items()])
-    about = {"counts": counts, "losses": losses, "digest": _digest(arrays, counts, losses)}
+    about = {"counts": counts, "losses": losses, "audit": tokenized.audit}
+    about["digest"] = _digest(arrays, *about.values())
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

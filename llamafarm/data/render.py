@@ -25,15 +25,20 @@ Turn = dict[str, Any]
 Range = tuple[int, int]
 
 
-def renderer(tokenizer: Any) -> Callable[[Example], Rendered]:
+def renderer(tokenizer: Any, *, spans: bool = True) -> Callable[[Example], Rendered]:
     """The way to render examples that suits the tokenizer: its chat template, or plain text without one.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        spans: Find what is learned of a chat template's text; else it is the text alone.
 
     Raises:
         ModelError: If the chat template is not valid Jinja.
     """
     if tokenizer.chat_template is None:
         return partial(_plain, end=tokenizer.eos_token)
-    return _Template(tokenizer).render
+    template = _Template(tokenizer)
+    return template.render if spans else template.text
 
 
 def _plain(example: Example, *, end: str) -> Rendered:
@@ -68,6 +73,10 @@ class _Chat:
         return _Chat((*self.turns[:index], turn, *self.turns[index + 1 :]), self.tools)
 
 
+def _chat(example: Example) -> _Chat:
+    return _Chat(tuple(message.as_dict() for message in example.messages), example.tools)
+
+
 class _Template:
     """A tokenizer's chat template, and the tokens that may end a turn."""
 
@@ -79,6 +88,16 @@ class _Template:
         token = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
         self._token, self._token_next = re.compile(token), re.compile(rf"\s*(?:{token})")
 
+    def text(self, example: Example) -> Rendered:
+        """Render one example without looking for what is learned.
+
+        Raises:
+            Fault: If the template refuses the conversation.
+        """
+        if example.text is not None:
+            return render_plain(example, end="")
+        return Rendered(self._apply(_chat(example))[0], (), example.ref)
+
     def render(self, example: Example) -> Rendered:
         """Render one example.
 
@@ -87,7 +106,7 @@ class _Template:
         """
         if example.text is not None:
             return render_plain(example, end="")
-        chat = _Chat(tuple(message.as_dict() for message in example.messages), example.tools)
+        chat = _chat(example)
         text, marks = self._apply(chat, marked=self._marked)
         if chat.tools and text == self._attempt(_Chat(chat.turns)):
             hint = "use a base model whose template knows tools, or leave the column out"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
-from llamafarm.api import Example
+from llamafarm.api import Example, MaskAuditConfig
+from llamafarm.data.audit import Auditor
 from llamafarm.data.encode import Encoded, Encoder
+from llamafarm.data.explicit import ExplicitMask
 from llamafarm.data.fit import IGNORED, TokenizedRow, pieces, truncate, whole
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.render import renderer
@@ -17,7 +20,7 @@ from llamafarm.data.spans import Rendered
 from llamafarm.data.strict import Fault
 from llamafarm.errors import DataError, ModelError, Problem
 
-__all__ = ["IGNORED", "Tokenized", "TokenizedRow", "tokenize"]
+__all__ = ["IGNORED", "Fitted", "Tokenized", "TokenizedRow", "audit", "tokenize"]
 
 OverLong = Literal["truncate", "drop", "split", "error"]
 """What becomes of rows above the longest length."""
@@ -42,6 +45,25 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class Fitted:
+    """What became of one example.
+
+    Attributes:
+        example: The example.
+        encoded: All its tokens, and the positions that an answer takes.
+        row: All its tokens to the last learned one, labelled.
+        rows: What is left of it to learn within the longest allowed length; none if nothing is.
+        unended: An answer is begun and has lost its end.
+    """
+
+    example: Example
+    encoded: Encoded
+    row: TokenizedRow
+    rows: Sequence[TokenizedRow] = ()
+    unended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tokenized:
     """Rows ready for batches.
 
@@ -53,14 +75,16 @@ class Tokenized:
             `trained_tokens_cut`, `end_tokens_cut`, and `answers_without_end`: begun, so that they would be learned
             as answers that go on.
         losses: Examples that lost something to learn: index → trained tokens and answers' ends.
+        audit: The result of the mask audit in one sentence; empty if there was none.
     """
 
     rows: list[TokenizedRow]
     counts: Mapping[str, int]
     losses: Mapping[int, Loss] = field(default_factory=dict)
+    audit: str = ""
 
 
-def tokenize(
+def tokenize(  # noqa: C901  # one branch for each thing that can become of a row
     examples: Sequence[Example],
     tokenizer: Any,
     *,
@@ -68,6 +92,9 @@ def tokenize(
     max_seq_length: int,
     train_on_inputs: bool,
     over_long: OverLong = "truncate",
+    mask_audit: MaskAuditConfig | None = None,
+    explicit: ExplicitMask | None = None,
+    watch: Callable[[Fitted], None] | None = None,
 ) -> Tokenized:
     """Tokenize examples and label what is learned: answers with their end token, or all of a raw text.
 
@@ -80,6 +107,9 @@ def tokenize(
         train_on_inputs: Learn prompts too.
         over_long: What becomes of longer rows: `truncate` as said above, `drop` them, `split` conversations into
             pieces too, or raise an `error`.
+        mask_audit: What to refuse; None looks at nothing.
+        explicit: Learn what these ids enclose, instead of what the template says.
+        watch: Is shown each example.
 
     Raises:
         DataError: If no row is left to learn from, rows are preferences, or (`error`) rows are too long; each
@@ -94,9 +124,15 @@ def tokenize(
     losses: dict[int, Loss] = {}
     too_long = ProblemLog()
     encoder = Encoder(tokenizer)
-    for index, rendered, encoded in _encode(examples, renderer(tokenizer), encoder):
+    auditor = Auditor(tokenizer, mask_audit) if mask_audit and mask_audit.enabled else None
+    shown = partial(_show, auditor=auditor, watch=watch, everything=everything)
+    for index, rendered, encoded in _encode(examples, renderer(tokenizer, spans=explicit is None), encoder):
+        example = examples[index]
+        if explicit and example.messages:
+            encoded.learned = explicit.learned(example, encoded.ids)
         if not encoded.learned:
             counts["dropped_without_answer"] += 1
+            shown(Fitted(example, encoded, TokenizedRow(encoded.ids, [IGNORED] * len(encoded.ids))))
             continue
         row = whole(encoded, everything=everything)
         if len(row.input_ids) <= max_seq_length:
@@ -107,6 +143,7 @@ def tokenize(
             continue
         elif over_long == "drop":
             losses[index] = Loss(_trained(row), len(encoded.learned))
+            shown(Fitted(example, encoded, row))
             counts.update(dropped_too_long=1, tokens_cut=len(row.input_ids))
             continue
         elif over_long == "split" or rendered.raw or stage == "pt":
@@ -118,6 +155,7 @@ def tokenize(
             fitted = [kept]
             counts.update(truncated=1, tokens_cut=len(row.input_ids) - len(kept.input_ids))
         teaching = list(_countable(fitted, counts))
+        shown(Fitted(example, encoded, row, teaching, index in losses and losses[index].open_end))
         counts["dropped_without_answer"] += not teaching
         for row in teaching:
             row.example = index
@@ -126,6 +164,8 @@ def tokenize(
     if not rows:
         message = f"none of {len(examples)} examples keeps an answer within {max_seq_length} tokens"
         raise DataError.of("LF-DATA-023", message, hint="raise training.max_seq_length")
+    if auditor:
+        auditor.check(len(examples), counts["dropped_without_answer"])
     counts.update(
         rows=len(rows),
         learned_from=len({row.example for row in rows}),
@@ -135,7 +175,26 @@ def tokenize(
         answers_without_end=sum(loss.open_end for loss in losses.values()),
     )
     kept_losses = {index: loss for index, loss in losses.items() if loss.trained_tokens or loss.ends}
-    return Tokenized(rows, {name: count for name, count in counts.items() if count}, kept_losses)
+    return Tokenized(rows, {name: count for name, count in counts.items() if count}, kept_losses, _said(auditor))
+
+
+def _show(fitted: Fitted, *, auditor: Auditor | None, watch: Callable[[Fitted], None] | None, everything: bool) -> None:
+    if auditor:
+        audit(fitted, auditor, everything=everything)
+    if watch:
+        watch(fitted)
+
+
+def audit(fitted: Fitted, auditor: Auditor, *, everything: bool) -> None:
+    """Show an example to the auditor; where every token is learned only its being there counts."""
+    if not fitted.rows:
+        auditor.without_label(fitted.example)
+    if fitted.encoded.learned and fitted.example.messages and not everything:
+        auditor.look(fitted.example, fitted.encoded.ids, fitted.row.labels)
+
+
+def _said(auditor: Auditor | None) -> str:
+    return auditor.summary() if auditor and auditor.found.rows else ""
 
 
 def _cut(

@@ -8,6 +8,7 @@ from typing import Any
 
 from llamafarm.api import Example, PreparedData, RunContext
 from llamafarm.data.cache import cache_file, read, write
+from llamafarm.data.explicit import explicit_mask
 from llamafarm.data.ledger import check_losses, row_ledger
 from llamafarm.data.tokens import Tokenized, tokenize
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -46,11 +47,14 @@ def _tokenized(
         "train_on_inputs": config.dataset.train_on_inputs,
         "over_long": config.dataset.over_long,
     }
-    cached = cache_file(examples, tokenizer, options) if config.dataset.cache else None
+    explicit, audited = explicit_mask(config.dataset, tokenizer), config.dataset.mask_audit
+    key = options | {"explicit": explicit and [explicit.prefix, explicit.suffix], "audit": audited.model_dump()}
+    cached = cache_file(examples, tokenizer, key) if config.dataset.cache else None
     known = read(cached) if cached else None
-    tokenized = known or tokenize(examples, tokenizer, **options)
+    tokenized = known or tokenize(examples, tokenizer, **options, mask_audit=audited, explicit=explicit)
     if cached and not known:
         write(cached, tokenized)
     listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in tokenized.counts.items())
-    run.emit("notice", message=f"{what} rows{', from the cache' if known else ''}: {listed}")
+    audit = f"; {tokenized.audit}" if tokenized.audit else ""
+    run.emit("notice", message=f"{what} rows{', from the cache' if known else ''}: {listed}{audit}")
     return tokenized

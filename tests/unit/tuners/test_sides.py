@@ -62,6 +62,7 @@ def test_a_second_start_does_no_tokenization(tokenizer, tmp_path, monkeypatch):
             start(tokenizer, tmp_path, train_on_inputs=True)
         with pytest.raises(AssertionError, match="tokenized again"):
             start(tokenizer, tmp_path, cache=False)
+    assert all("; mask audit: " in notice for notice in first[2] + again[2])
     assert [notice.split(":")[0] for notice in again[2]] == [
         "training rows, from the cache",
         "held-out rows, from the cache",
