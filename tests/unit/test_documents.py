@@ -11,6 +11,7 @@ from llamafarm.core.load import load
 from llamafarm.core.registry import load_registry
 from llamafarm.core.request import Request
 from llamafarm.core.yaml_source import read_yaml
+from llamafarm.errors import StrategyError
 
 DOCUMENTS = Path(__file__).parents[1] / "documents"
 FRAGMENTS = {
@@ -55,6 +56,11 @@ def test_the_values_of_the_training_block_arrive(registry, tmp_path):
     assert (training.num_epochs, training.max_steps, training.warmup_ratio, training.warmup_steps) == (3, -1, 0.1, 0)
     assert (training.seed, training.data_seed) == (42, None)
     assert training.report_to == ("tensorboard",)
+
+
+def test_the_factor_of_a_method_that_is_not_installed_says_so(registry):
+    with pytest.raises(StrategyError, match="unknown key 'bos_scaling_factor': .* no installed component"):
+        check_fragment(DOCUMENTS / "bos-factor.yaml", registry)
 
 
 def test_no_document_is_left_out():
