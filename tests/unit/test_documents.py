@@ -59,7 +59,7 @@ def test_the_values_of_the_training_block_arrive(registry, tmp_path):
 
 
 def test_the_factor_of_a_method_that_is_not_installed_says_so(registry):
-    with pytest.raises(StrategyError, match="unknown key 'bos_scaling_factor': .* no installed component"):
+    with pytest.raises(StrategyError, match=r"unknown key 'bos_scaling_factor': .* no installed component"):
         check_fragment(DOCUMENTS / "bos-factor.yaml", registry)
 
 
