@@ -69,13 +69,3 @@ def is_alive(manifest: Mapping[str, Any]) -> bool:
     except PermissionError:
         return True
     return int(manifest["pid"]) != os.getpid()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary name in the same folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

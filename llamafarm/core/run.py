@@ -19,11 +19,12 @@ from llamafarm.api.values import Event, TrainingResult
 from llamafarm.core.explain import redact, resolved_yaml, secrets
 from llamafarm.core.load import Loaded
 from llamafarm.core.manifest import manifest, now
-from llamafarm.core.output import OWN, check_output_dir, write_atomically
+from llamafarm.core.output import OWN, check_output_dir
 from llamafarm.core.plan import Planned
 from llamafarm.core.registry import Registry
 from llamafarm.data.prepare import prepare
 from llamafarm.errors import DiskError, ExitCode, LlamaFarmError
+from llamafarm.files import write_atomically
 
 Listener = Callable[[Event], None]
 
