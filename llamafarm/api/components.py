@@ -144,6 +144,22 @@ class Method(Component[ConfigT]):
             ModelError: If the model has no place for it.
         """
 
+    def files(self, model: nn.Module) -> Mapping[str, str]:  # for overriders
+        """Text files, name → content, that are saved beside the weights in the result and in every checkpoint."""
+        return {}
+
+    def restore(self, model: nn.Module, folder: Path) -> nn.Module:  # for overriders
+        """Put back what `apply` did beyond what the saved weights carry: called whenever a saved model is loaded.
+
+        Args:
+            model: As it was loaded from `folder`, adapters included.
+            folder: The result or a checkpoint, with the files of `files`.
+
+        Raises:
+            ModelError: If it does not fit.
+        """
+        return model
+
 
 class HardwareProfile(Component[ConfigT]):
     """A kind of device: finds it, and suggests settings that suit it.

@@ -15,8 +15,7 @@ from llamafarm.cli.session import session_of
 from llamafarm.errors import UsageError
 
 if TYPE_CHECKING:
-    from llamafarm.api.values import DeviceSpec, Message
-    from llamafarm.core.registry import Registry
+    from llamafarm.api.values import Message
     from llamafarm.models._generate import Chat
 
 
@@ -121,30 +120,14 @@ def _answer(
 ) -> str:
     """The answer to a chat, in the form that training gave it; without a chat, the text's continuation."""
     from llamafarm.core.registry import load_registry
+    from llamafarm.core.trained import load_trained
     from llamafarm.data.plain import plain_prompt
     from llamafarm.models._generate import Sampling, generate
-    from llamafarm.models._load import load_for_generation
 
-    device = _device(load_registry())
-    model, tokenizer = load_for_generation(name, device=device.type if device else "cpu", dtype=_dtype(device))
+    model, tokenizer = load_trained(name, load_registry())
     prompt: str | Chat = text
     if chat and tokenizer.chat_template is None:
         prompt = plain_prompt(chat, end=tokenizer.eos_token)
     elif chat:
         prompt = [{"role": message.role, "content": message.content} for message in chat]
     return str(generate(model, tokenizer, [prompt], Sampling(**sampling), stream=write)[0])
-
-
-def _device(registry: Registry) -> DeviceSpec | None:
-    """The device that training would use here."""
-    from llamafarm.core.load import load
-    from llamafarm.core.request import Request
-
-    return load(Request(None), registry).device
-
-
-def _dtype(device: DeviceSpec | None) -> Any:
-    """Half the memory where it costs no speed; exact elsewhere."""
-    import torch
-
-    return torch.bfloat16 if device is not None and device.details.get("bf16") else torch.float32

@@ -101,7 +101,7 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     counts = count_parameters(model)
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
     facts = {"method": names, "trained parameters": f"{counts[0]:,} of {counts[1]:,}", "training rows": len(rows)}
-    trained = replace(trained, model=model, facts=facts)
+    trained = replace(trained, model=model, facts=facts, methods=plan.methods)
     learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     return Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard), counts

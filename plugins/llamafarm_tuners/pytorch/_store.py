@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from llamafarm.api import Method
 from llamafarm.errors import NumericError
+from llamafarm.models.record import write_methods
 from llamafarm_tuners.pytorch.card import model_card
 from llamafarm_tuners.pytorch.journal import on_disk, write_json
 
@@ -31,6 +33,7 @@ class Trained:
         base: The base model as the user named it; empty for a model from scratch.
         base_name: The same without a private path, for the card.
         facts: What the card lists.
+        methods: What was applied to the model, in order: written down beside it.
     """
 
     model: nn.Module
@@ -38,6 +41,7 @@ class Trained:
     base: str
     base_name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    methods: Sequence[Method[Any]] = ()
 
     @property
     def is_adapter(self) -> bool:
@@ -58,6 +62,7 @@ def write_model(trained: Trained, folder: Path) -> None:
         trained.model.save_pretrained(folder)
         _drop_private_path(folder / "config.json")
     trained.tokenizer.save_pretrained(folder)
+    write_methods(folder, trained.methods, trained.model)
     (folder / "README.md").write_text(model_card(trained.base_name, trained.facts), encoding="utf-8")
 
 

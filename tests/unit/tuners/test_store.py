@@ -46,6 +46,7 @@ def test_a_checkpoint_is_a_complete_adapter_folder(tmp_path, trained):
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "llamafarm_methods.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "trainer_state.json",
