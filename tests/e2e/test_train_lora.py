@@ -196,14 +196,14 @@ def test_other_optimizers_train(fit, optim):
 
 @pytest.mark.e2e
 def test_a_poisoned_weight_stops_the_run_and_leaves_no_model(fit, monkeypatch):
-    from llamafarm_tuners.pytorch import _train
+    from llamafarm_tuners.pytorch import _step
 
-    def take(self, step, batches, original=_train.Stepper.take):
+    def take(self, step, batches, original=_step.Stepper.take):
         if step == 4:
             next(p for p in self.model.parameters() if p.requires_grad).data.fill_(float("nan"))
         return original(self, step, batches)
 
-    monkeypatch.setattr(_train.Stepper, "take", take)
+    monkeypatch.setattr(_step.Stepper, "take", take)
     with pytest.raises(NumericError, match=r"step 4: the loss is nan.*LF-NUMERIC-001"):
         fit(save_strategy="steps", save_steps=1, held_out=2, eval_strategy="steps", eval_steps=1)
     folder = fit.root / "output-1"
@@ -219,35 +219,35 @@ def test_a_poisoned_weight_stops_the_run_and_leaves_no_model(fit, monkeypatch):
 
 @pytest.mark.e2e
 def test_an_infinite_gradient_stops_the_run(fit, monkeypatch):
-    from llamafarm_tuners.pytorch import _train
+    from llamafarm_tuners.pytorch import _step
 
-    def losses(*arguments, original=_train.token_losses, **options):
+    def losses(*arguments, original=_step.token_losses, **options):
         loss, right = original(*arguments, **options)
         loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss, right
 
-    monkeypatch.setattr(_train, "token_losses", losses)
+    monkeypatch.setattr(_step, "token_losses", losses)
     with pytest.raises(NumericError, match="step 1: the gradient's norm is"):
         fit()
 
 
 @pytest.mark.e2e
 def test_out_of_memory_says_what_to_do(fit, monkeypatch):
-    from llamafarm_tuners.pytorch import _train
+    from llamafarm_tuners.pytorch import _step
 
-    monkeypatch.setattr(_train, "token_losses", lambda *_, **__: torch.empty(1 << 50))
+    monkeypatch.setattr(_step, "token_losses", lambda *_, **__: torch.empty(1 << 50))
     with pytest.raises(HardwareError, match=r"out of memory on a CPU; set training.batch_size: 1.*LF-HARDWARE-010"):
         fit()
 
 
 @pytest.mark.e2e
 def test_other_failures_pass_as_they_are(fit, monkeypatch):
-    from llamafarm_tuners.pytorch import _train
+    from llamafarm_tuners.pytorch import _step
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_train, "token_losses", interrupt)
+    monkeypatch.setattr(_step, "token_losses", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fit()
     assert [path.name for path in (fit.root / "output-1").iterdir()] == ["trainer_log.jsonl"]

@@ -21,8 +21,9 @@ from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match, questions
 from llamafarm_tuners.pytorch._checkpoints import BEST
 from llamafarm_tuners.pytorch._model import count_parameters, model_for, seed_everything, tokenizer_for
+from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
-from llamafarm_tuners.pytorch._train import Course, Work, train
+from llamafarm_tuners.pytorch._train import Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
 from llamafarm_tuners.pytorch.hub import upload
