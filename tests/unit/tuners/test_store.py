@@ -10,7 +10,7 @@ import torch
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import DiskError, NumericError
 from llamafarm.models._load import load_model, load_tokenizer
-from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, restore
+from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, restore_weights
 from llamafarm_tuners.pytorch._store import Trained, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch.card import model_card
 
@@ -46,6 +46,7 @@ def test_a_checkpoint_is_a_complete_adapter_folder(tmp_path, trained):
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "llamafarm_checkpoint.json",
         "llamafarm_methods.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -94,7 +95,7 @@ def test_a_checkpoint_restores_the_weights(tmp_path, which, request):
         for parameter in subject.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1)
-    restore(subject.model, path)
+    restore_weights(subject.model, path)
     after = subject.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
