@@ -244,9 +244,7 @@ class RunContext(Protocol):
 
     @property
     def stop_requested(self) -> bool:
-        """Somebody asked to stop (Ctrl-C, SIGTERM): when its step is done a fine-tuner writes a checkpoint, and raises
-        `KeyboardInterrupt`.
-        """
+        """Somebody asked to stop: a fine-tuner ends its step, writes a checkpoint, and raises `KeyboardInterrupt`."""
         ...
 
     def take_checkpoint_request(self) -> bool:

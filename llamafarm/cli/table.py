@@ -30,7 +30,10 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "train": Leaf("llamafarm.cli.train:train", "Train what a strategy describes."),
     "finetune": Branch(
         "The same training, in the guide's other spelling.",
-        {"start": Leaf("llamafarm.cli.train:train", "Same as `train`.")},
+        {
+            "start": Leaf("llamafarm.cli.train:train", "Same as `train`."),
+            "resume": Leaf("llamafarm.cli.train:resume", "Go on with a run that was interrupted."),
+        },
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),

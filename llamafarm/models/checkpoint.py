@@ -74,20 +74,23 @@ def damage(folder: Path, *, content: bool = True) -> str | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return f"it has no {CHECKPOINT_FILE} that can be read"
-    for name, (size, digest) in manifest.files.items():
-        if Path(name).name != name or name in ("", ".", ".."):
-            return f"its manifest names {name!r}, which is no file in it"
-        file = folder / name
-        try:
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
-            if content and file_digest(file) != digest:
+    if missing := sorted(name for name in manifest.files if not _inside(folder, name)):
+        return f"{missing[0]} is missing"
+    try:
+        for name, (size, digest) in manifest.files.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+            if content and file_digest(folder / name) != digest:
                 return f"{name} is not what was written: its SHA-256 differs"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror or error}"
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read: {error.strerror or error}"
     return None
+
+
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a name of a manifest is that of a file in its folder, and of none elsewhere."""
+    return Path(name).name == name and (folder / name).is_file()
 
 
 def file_digest(file: Path) -> str:

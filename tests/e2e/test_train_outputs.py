@@ -17,6 +17,7 @@ FINAL = {
     "chat_template.jinja",
     "checkpoint-best",
     "llamafarm_checkpoint.json",
+    "llamafarm_methods.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "train_results.json",

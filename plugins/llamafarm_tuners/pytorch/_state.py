@@ -181,7 +181,7 @@ class _Saved:
     def __init__(self, folder: Path) -> None:
         self._places: dict[str, tuple[str, Any]] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            opened = safe_open(file, framework="pt")
+            opened: Any = safe_open(file, framework="pt")
             self._places.update(dict.fromkeys(opened.keys(), (file.name, opened)))
 
     def place(self, name: str, tensor: torch.Tensor) -> tuple[str, str] | None:

@@ -17,7 +17,7 @@ from llamafarm_tuners.pytorch._batches import epoch_order, micro_batches, steps_
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, newest, restore_weights
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._report import Report
-from llamafarm_tuners.pytorch._state import Engine, TrainingState, read_state, restore, snapshot
+from llamafarm_tuners.pytorch._state import Engine, Stateful, TrainingState, read_state, restore, snapshot
 from llamafarm_tuners.pytorch._step import Stepper, Work
 from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.identity import differences
@@ -115,7 +115,7 @@ class _Training:
         self._state = read_state(found) if found is not None else None
         done = self._state.step if self._state else 0
         self.report = Report(work.folder, sizes, training, run, accelerator, done)
-        others = {"best": self.best, "report": self.report, "guard": self.stepper.guard}
+        others: dict[str, Stateful] = {"best": self.best, "report": self.report, "guard": self.stepper.guard}
         self.engine = Engine(work.trained.model, self.stepper.optimizer, self.stepper.scheduler, accelerator, others)
 
     def start(self) -> int:

@@ -43,15 +43,18 @@ def unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if len(value) == 1 and (mark := next(iter(value))) in _MARKS:
-        inner = value[mark]
-        if mark == "$tensor":
-            return tensors[inner]
-        if mark == "$float":
-            return float(inner)
-        if mark == "$tuple":
-            return tuple(unpack(item, tensors) for item in inner)
-        return {unpack(key, {}): unpack(item, tensors) for key, item in inner}
+        return _marked(mark, value[mark], tensors)
     return {key: unpack(item, tensors) for key, item in value.items()}
+
+
+def _marked(mark: str, inner: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if mark == "$tensor":
+        return tensors[inner]
+    if mark == "$float":
+        return float(inner)
+    if mark == "$tuple":
+        return tuple(unpack(item, tensors) for item in inner)
+    return {unpack(key, {}): unpack(item, tensors) for key, item in inner}
 
 
 def copied(value: Any) -> Any:

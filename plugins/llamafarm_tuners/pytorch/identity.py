@@ -53,26 +53,26 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, allow: boo
         StrategyError: If the checkpoint cannot be gone on from, or not without `allow`.
     """
     changed = [key for key in before if key in now and before[key] != now[key]]
-    problems = [
-        Problem("LF-TRAIN-051", f"{_NEVER[key]} changed since the checkpoint ({_short(before[key])} is "
-                f"{_short(now[key])} now)", hint="start a new run, or bring back what it was")
-        for key in changed
-        if key in _NEVER
-    ]  # fmt: skip
-    problems += [
-        Problem("LF-TRAIN-052", f"{_WITH_FLAG[key]} was {before[key]} and is {now[key]} now",
-                hint="add --allow-changes to go on all the same, not exactly")
-        for key in changed
-        if key in _WITH_FLAG and not allow
-    ]  # fmt: skip
+    problems = [_never(key, before, now) for key in changed if key in _NEVER]
+    if not allow:
+        problems += [_flagged(key, before, now) for key in changed if key in _WITH_FLAG]
     if problems:
         raise StrategyError(problems)
-    noted = [f"{(_WITH_FLAG | _NOTED)[key]} was {before[key]} and is {now[key]}" for key in changed if key != "versions"
-             if key in _WITH_FLAG or key in _NOTED]  # fmt: skip
+    names = {**_WITH_FLAG, **_NOTED}
+    noted = [f"{names[key]} was {before[key]} and is {now[key]}" for key in changed if key in names]
     old, new = before.get("versions", {}), now.get("versions", {})
-    noted += [f"{name} was {old.get(name)} and is {new.get(name)}" for name in sorted({*old, *new})
-              if old.get(name) != new.get(name)]  # fmt: skip
-    return noted
+    moved = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return [*noted, *(f"{name} was {old.get(name)} and is {new.get(name)}" for name in moved)]
+
+
+def _never(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Problem:
+    message = f"{_NEVER[key]} changed since the checkpoint (digest {_short(before[key])}, now {_short(now[key])})"
+    return Problem("LF-TRAIN-051", message, hint="start a new run, or bring back what it was")
+
+
+def _flagged(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Problem:
+    message = f"{_WITH_FLAG[key]} was {before[key]} and is {now[key]} now"
+    return Problem("LF-TRAIN-052", message, hint="add --allow-changes to go on all the same, not exactly")
 
 
 def _short(digest: Any) -> str:
