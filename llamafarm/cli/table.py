@@ -35,6 +35,18 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
             "resume": Leaf("llamafarm.cli.train:resume", "Go on with a run that was interrupted."),
         },
     ),
+    "verify-resume": Leaf(
+        "llamafarm.cli.verify_resume:verify_resume", "Prove on a strategy that a resumed run is exact."
+    ),
+    "runs": Branch(
+        "Runs on this machine.",
+        {
+            "list": Leaf("llamafarm.cli.runs:list_", "List runs, the last one first."),
+            "show": Leaf("llamafarm.cli.runs:show", "Show a run and whether its checkpoints are whole."),
+            "diff": Leaf("llamafarm.cli.runs:diff", "Show where two runs part."),
+        },
+        default="list",
+    ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),
     "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
