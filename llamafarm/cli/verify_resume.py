@@ -39,7 +39,7 @@ def verify_resume(
         first = proof.parts[0]
         message = f"resuming is not exact: {first.subject} was {first.one} straight and {first.other} resumed"
         hint = "set a seed, and look for operations that are not deterministic on this device"
-        raise QualityError.of("LF-TRAIN-056", message, where=strategy, hint=hint)
+        raise QualityError.of("LF-QUALITY-050", message, where=strategy, hint=hint)
     if not as_json:
         ends = f"{steps} steps straight, and {proof.stopped_at} + {steps - proof.stopped_at} steps resumed"
         session.result(f"{typer.style('✓', fg='green')} exact: {ends} end in the same weights and losses, bit by bit")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llamafarm.cli import main
+from llamafarm.cli.guard import run as main
 from llamafarm.testing.rows import make_fields
 
 pytestmark = pytest.mark.e2e
@@ -42,7 +42,7 @@ def test_the_proof_can_fail(strategy, monkeypatch, capsys):
     assert main(["verify-resume", strategy]) == 12
     said = capsys.readouterr().err
     assert "resuming is not exact: step 4, " in said
-    assert "[LF-TRAIN-056]" in said
+    assert "[LF-QUALITY-050]" in said
 
 
 def test_runs_are_listed_shown_and_compared(strategy, tmp_path, capsys):

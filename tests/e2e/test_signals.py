@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafarm.cli import main
+from llamafarm.cli.guard import run as main
 from llamafarm.testing.rows import make_fields
 
 pytestmark = pytest.mark.e2e
