@@ -29,6 +29,9 @@ from llamafarm.files import write_atomically
 
 Listener = Callable[[Event], None]
 
+_TO_REMEMBER: Final = ("recovery", "micro_batch")
+"""Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
+
 TRIGGER: Final = "checkpoint-now"
 """A file of this name beside the manifest asks for a checkpoint, as SIGUSR1 does."""
 
@@ -119,6 +122,9 @@ class Run:
         if type == "ledger":
             self._manifest |= {"rows": dict(fields["rows"]), "tokens": dict(fields["tokens"])}
             self._surviving(self._save_manifest)
+        elif type in _TO_REMEMBER:
+            self._manifest[type] = [*self._manifest.get(type, ()), dict(fields)]
+            self._surviving(self._save_manifest)
         elif type == "resumed":
             self._surviving(lambda: self._go_on(fields))
         self._waiting.append(redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets))
@@ -197,6 +203,9 @@ class Run:
     def _go_on(self, fields: Mapping[str, Any]) -> None:
         """Drop the events of steps that are taken again, and lines that were cut off."""
         self._manifest["resumed"][-1] |= {"step": fields["step"], "exact": fields["exact"]}
+        for kind in _TO_REMEMBER:  # what is done again is told again
+            if kind in self._manifest:
+                self._manifest[kind] = [entry for entry in self._manifest[kind] if entry["step"] <= fields["step"]]
         self._save_manifest()
         if self._events is None:
             return

@@ -111,7 +111,8 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     trained = replace(trained, model=model, facts=facts, methods=plan.methods)
     learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
-    return Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard), counts
+    work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard)
+    return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from llamafarm_tuners.pytorch._batches import Batch, TokenRow, collate, in_one_r
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
 from llamafarm_tuners.pytorch._isolation import one_row_only, require_isolation
 from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
+from llamafarm_tuners.pytorch._memory import Attempt, MicroBatch, find_micro_batch, is_out_of_memory
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._store import Trained
-from llamafarm_tuners.pytorch.guard import FiniteGuard
+from llamafarm_tuners.pytorch.guard import Figures, Guard
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
 
 
@@ -42,6 +43,7 @@ class Work:
         accelerator: Device, precision and processes.
         folder: The run directory.
         difficulty: A number for each row, if a curriculum orders them.
+        place: Where the example with an index stands: `file:line`.
     """
 
     trained: Trained
@@ -51,12 +53,33 @@ class Work:
     accelerator: Accelerator
     folder: Path
     difficulty: Sequence[float] | None = None
+    place: Callable[[int], str] = str
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What a step's forward and backward passes gave; the gradient itself is in the parameters.
+
+    Attributes:
+        loss: Sum over the targets of this process, on its device.
+        labels: Targets of all processes.
+        tokens: Real tokens of this process.
+    """
+
+    loss: torch.Tensor
+    labels: float
+    tokens: int
 
 
 class Stepper:
-    """Takes optimizer steps: the model, its optimizer and its schedule."""
+    """Takes optimizer steps: the model, its optimizer and its schedule.
 
-    def __init__(self, work: Work, sizes: Sizes) -> None:
+    Attributes:
+        micro: How many rows go through the model at a time.
+        attempt: What was there before the step that is being taken.
+    """
+
+    def __init__(self, work: Work, sizes: Sizes, say: Callable[..., object]) -> None:
         self.work = work
         self.selective = can_select_logits(work.trained.model)
         self.model = _placed(work)
@@ -71,23 +94,43 @@ class Stepper:
             num_warmup_steps=warmup_steps(work.training, sizes.steps),
             num_training_steps=sizes.steps,
         )
-        self.guard = FiniteGuard(scaled=work.accelerator.scaler is not None)
+        training = work.training
+        scaled = work.accelerator.scaler is not None
+        self.guard = Guard(training.guard, scaled=scaled, say=say, ordered=training.curriculum is not None)
+        self.micro = MicroBatch()
+        self.attempt: Attempt | None = None
+        self._say = say
 
     def take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
         """Take one step over the rows that this process has in each micro-step.
 
         The gradient is that of the mean over all targets of the step, however they are spread over micro-batches
-        and processes.
+        and processes. When the memory does not suffice, the step is taken again with half as many rows at a time.
 
         Returns:
             Sums over all processes, the gradient's norm before clipping, and the learning rate that was used.
 
         Raises:
-            NumericError: If loss or gradient is not finite; the weights are then still those of the last step.
+            Offence: If loss or gradient is not in order; the weights are then still those of the last step.
         """
-        started = time.perf_counter()
+        while True:
+            self.attempt = Attempt(self.work.accelerator, self.optimizer)
+            try:
+                return self._take(step, micro_steps)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._takes_less(step, micro_steps, error):
+                    raise
+
+    def leave_out(self) -> tuple[Tally, float, float]:
+        """Go on in the schedule without a step."""
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return Tally(), math.nan, learning_rate
+
+    def gradient(self, batches: Sequence[Batch]) -> Gradient:
+        """Forward and backward passes of a step."""
         accelerator = self.work.accelerator
-        batches = [_batch(self.work, rows) for rows in micro_steps]
         labels = sum_over_processes(torch.tensor([float(sum(b.labels for b in batches))]), accelerator).item()
         scale = accelerator.num_processes / max(labels, 1.0)
         loss = torch.zeros((), device=accelerator.device)
@@ -98,17 +141,65 @@ class Stepper:
                     total, _ = token_losses(self.model, batch.to(accelerator.device), selective=self.selective)
                 accelerator.backward(total * scale)
             loss += total.detach()
+        return Gradient(loss, labels, sum(b.tokens for b in batches))
+
+    def batches(self, micro_steps: Sequence[Sequence[int]]) -> list[Batch]:
+        """A step's rows as tensors, in the parts that go through the model one after the other."""
+        return [_batch(self.work, rows) for rows in self.micro.parts(micro_steps)]
+
+    def try_sizes(self, rows: Sequence[int]) -> None:
+        """Find out how many of a step's rows the memory takes at a time, with the longest.
+
+        Raises:
+            torch.OutOfMemoryError: If not even one.
+        """
+
+        def compute(chosen: Sequence[int]) -> None:
+            self.gradient([_batch(self.work, chosen)])
+
+        found = find_micro_batch(self.work.trained.model, self.work.accelerator.device, rows, compute)
+        if found is None:
+            raise torch.OutOfMemoryError("not even one row fits")
+        self.micro.limit = found
+
+    def _take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
+        started, accelerator = time.perf_counter(), self.work.accelerator
+        done = self.gradient(self.batches(micro_steps))
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = accelerator.clip_grad_norm_(parameters, self.work.training.max_grad_norm or math.inf)
-        sums = torch.tensor([loss.item(), labels / accelerator.num_processes, sum(b.tokens for b in batches)])
+        sums = torch.tensor([done.loss.item(), done.labels / accelerator.num_processes, done.tokens])
         loss_sum, labels, tokens = sum_over_processes(sums.double(), accelerator).tolist()
-        self.guard.check(step, loss_sum, float(norm))
         learning_rate = float(self.scheduler.get_last_lr()[0])
+        figures = Figures(loss_sum, labels, float(norm), learning_rate, self.scheduler.base_lrs[0])
+        if not self.guard.check(step, figures):
+            return self.leave_out()
+        assert self.attempt is not None
+        self.attempt.update()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
-        return Tally(loss_sum, labels, tokens, time.perf_counter() - started), float(norm), learning_rate
+        return Tally(loss_sum, labels, tokens, time.perf_counter() - started), figures.grad_norm, learning_rate
+
+    def _takes_less(self, step: int, micro_steps: Sequence[Sequence[int]], error: Exception) -> bool:
+        """Whether the step can be taken again with fewer rows at a time; then everything is as before it."""
+        accelerator, attempt = self.work.accelerator, self.attempt
+        rows = max(len(part) for part in self.micro.parts(micro_steps))
+        # with several processes the others are in the middle of adding up gradients, and cannot be told
+        alone = accelerator.num_processes == 1 and self.work.training.on_out_of_memory == "halve"
+        assert attempt is not None
+        if not alone or rows <= 1 or not attempt.undo(error):
+            return False
+        self.micro.halve(rows)
+        message = f"step {step}: out of memory with {rows} rows at a time: {self.micro.limit} from now on; "
+        self._say(
+            message=message + "the rows of a step, and what they weigh, stay the same",
+            kind="out-of-memory",
+            step=step,
+            rows=self.micro.limit,
+            was=rows,
+        )
+        return True
 
     def evaluate(self) -> dict[str, float]:
         """Measure the held-out rows.

@@ -1,0 +1,5 @@
+"""Watches the figures of a training, and says what is wrong with them. Plain arithmetic, no torch."""
+
+from llamafarm_tuners.pytorch.guard.watch import Figures, Guard, Offence
+
+__all__ = ["Figures", "Guard", "Offence"]
