@@ -83,6 +83,8 @@ class BaseModelConfig(Config):
             "use_auth_token": "token",
             "hub_token": "token",
             "load_8bit": "load_in_8bit",
+            "add_chatml_template": "add_chatml_prompt_template",
+            "pad_to_multiple_of": "resize_to_multiple_of",
         }
     )
     shorthand = "huggingface_id"
@@ -106,6 +108,16 @@ class BaseModelConfig(Config):
     token: SecretStr | None = Field(None, description="Hub token, best as `${HF_TOKEN}`; never written anywhere.")
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="Attention kernel; `auto` is decided by the hardware profile, with its reason."
+    )
+    add_pad_token: bool | None = Field(
+        None,
+        description="Make PAD a token of its own, adding `<|pad|>` if need be; `false` never adds one; by default one "
+        "is added only where the tokenizer has no token to spare.",
+    )
+    add_chatml_tokens: bool = Field(False, description="Add `<|im_start|>` as BOS and `<|im_end|>` as EOS.")
+    add_chatml_prompt_template: bool = Field(False, description="Use the chat template of ChatML.")
+    resize_to_multiple_of: Count = Field(
+        32, description="The rows of an embedding that has to grow for new tokens are a multiple of this."
     )
 
 
@@ -397,6 +409,9 @@ class FineTunerConfig(Config):
             "training_args": "training",
             "eval_dataset": "dataset.eval_path",
             "train_dataset": "dataset.path",
+            "add_pad_token": "base_model.add_pad_token",
+            "add_chatml_tokens": "base_model.add_chatml_tokens",
+            "add_chatml_prompt_template": "base_model.add_chatml_prompt_template",
         }
     )
 

@@ -106,10 +106,11 @@ def _tokenizer(loaded: Loaded, examples: tuple[Example, ...] | Any) -> Any:
 
         return load_tokenizer(base)
     from llamafarm.models._scratch import train_tokenizer
+    from llamafarm.models.special import extended
 
     texts = [example.text for example in examples if example.text is not None]
     turns = [message.content for example in examples for message in example.messages]
-    return train_tokenizer([*texts, *turns], base.from_scratch)
+    return extended(train_tokenizer([*texts, *turns], base.from_scratch), base).tokenizer
 
 
 def _show(session: Session, seen: list[SeenRow], totals: Totals, template: str, limit: int) -> None:
