@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError, NetworkError, SecurityError
-from llamafarm.models.special import Vocabulary, extended, pad_is_text
 from llamafarm.models.hub import fetch_config
 from llamafarm.models.locate import Located, locate
+from llamafarm.models.special import Vocabulary, extended, pad_is_text
 
 
 def load_tokenizer(config: BaseModelConfig) -> PreTrainedTokenizerBase:

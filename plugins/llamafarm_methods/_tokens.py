@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 import peft
 from torch import nn
@@ -31,11 +31,11 @@ def with_new_tokens(
     if additions is None or not additions.learned:
         return settings
     ids = sorted(additions.learned.values())
-    rows = dict(settings.trainable_token_indices or {}) if isinstance(settings.trainable_token_indices, dict) else {}
+    rows = _asked(settings, model)
     whole: list[str] = []
     for path, module in _matrices(model):
         name = path.rpartition(".")[2]
-        if matching_any(settings.modules_to_save or (), path):
+        if any(matching(saved, [path]) for saved in settings.modules_to_save or ()):
             continue
         if path in adapted:
             run.emit("notice", message=f"{name}: its adapter learns the new tokens too, as far as its rank goes")
@@ -58,9 +58,13 @@ def with_new_tokens(
     return settings
 
 
-def matching_any(names: Sequence[str], path: str) -> bool:
-    """Whether any of the names stands for the module at `path`."""
-    return any(matching(name, [path]) for name in names)
+def _asked(settings: peft.LoraConfig, model: PreTrainedModel) -> dict[str, list[int]]:
+    """Rows that are trained anyway, by the name of their module; a plain list is one of the embedding."""
+    given = settings.trainable_token_indices
+    if isinstance(given, dict):
+        return {name: list(ids) for name, ids in given.items()}
+    path = next(path for path, module in model.named_modules() if module is model.get_input_embeddings())
+    return {path.rpartition(".")[2]: list(given)} if given else {}
 
 
 def _matrices(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
