@@ -37,6 +37,7 @@ from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
 from llamafarm_tuners.pytorch.precision import Autocast, autocast
 from llamafarm_tuners.pytorch.sides import tokenized_sides
+from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
 
 
 @dataclass(slots=True)
@@ -99,6 +100,8 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     sides = tokenized_sides(config, job.data, tokenizer, run)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
+    tasks = tasks_of(held_out, job.data.eval)
+    require_metric(config.training, tasks, plan.given.get("training.metric_for_best_model", ""))
     model: Any = model_for(config, plan, mixed, vocabulary, run)
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
@@ -113,7 +116,8 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     trained = replace(trained, model=model, facts=facts, methods=plan.methods)
     learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
-    return Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard), counts
+    work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard, tasks)
+    return work, counts
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
