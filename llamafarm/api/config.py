@@ -243,8 +243,9 @@ class DatasetConfig(RowsConfig):
         parts = [parts] if isinstance(parts, int) else parts
         try:
             ids = [int(str(part)) for part in parts]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Error parsing prefix_ids or suffix_ids: {error}") from None
+        except (TypeError, ValueError):
+            message = f"Error parsing prefix_ids or suffix_ids: {value!r} is no list of token ids, e.g. 1,2,3"
+            raise ValueError(message) from None
         if not ids or min(ids) < 0:
             raise ValueError("Error parsing prefix_ids or suffix_ids: token ids are numbers from 0, at least one")
         return ids

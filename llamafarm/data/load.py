@@ -121,13 +121,19 @@ def load(
 
 def _number(fields: Mapping[str, Any], column: str, ref: RowRef) -> float:
     value = fields.get(column)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = value
+    if isinstance(value, str):  # tables of text have no other numbers
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         message = f"column {column!r} is {value!r}, and the curriculum goes by its number"
         if column not in fields:
             message = f"no column {column!r}, which the curriculum goes by"
         hint = "training.curriculum goes by words, tokens, or a column of numbers"
         raise DataError.of("LF-DATA-080", message, where=str(ref), hint=hint)
-    return float(value)
+    return float(number)
 
 
 def _form(name: str, rows: Rows, dataset: RowsConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:
