@@ -168,9 +168,14 @@ class RowsConfig(Config):
     path: str | None = Field(
         None,
         description="File (jsonl, json, csv, tsv, parquet, txt; also .gz, .zst), folder, pattern, or hub id "
-        "(OWNER/NAME, OWNER/NAME:SPLIT); `#N` behind it takes N rows by chance.",
+        "(OWNER/NAME, OWNER/NAME:SPLIT), or a name in dataset_info.json; `#N` behind it takes N rows by chance.",
     )
     subset: str | None = Field(None, description="Configuration of a hub dataset that has several.")
+    dataset_dir: str | None = Field(
+        None,
+        description="Folder of a dataset_info.json, whose names `path` may give; by default that of the strategy, "
+        "the working folder, or `data` in it.",
+    )
     generate: GenerateDataConfig | None = Field(None, description="Generate the rows instead of reading a file.")
     format: Form = Field("auto", description="Form of the rows; `auto` looks at the columns and says what it found.")
     columns: dict[Column, str] = Field(
