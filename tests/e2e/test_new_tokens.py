@@ -80,13 +80,17 @@ def test_the_rows_of_new_tokens_are_learned_and_others_are_not(trained, architec
     assert all((value - mean).abs().max() > 1e-3 for value in saved)
 
 
+def with_peft_alone(base: str, adapter: Path) -> torch.nn.Module:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(json.loads((adapter / "llamafarm_vocabulary.json").read_text())["rows"])
+    return peft.PeftModel.from_pretrained(model, adapter)
+
+
 @pytest.mark.e2e
 def test_plain_peft_loads_it_on_a_base_with_as_many_rows(trained):
     done, logits = trained(options={"dropout": 0.0}, max_steps=4)
     tokenizer = AutoTokenizer.from_pretrained(done.folder)
-    base = AutoModelForCausalLM.from_pretrained(done.model)
-    base.resize_token_embeddings(json.loads((done.folder / "llamafarm_vocabulary.json").read_text())["rows"])
-    model = peft.PeftModel.from_pretrained(base, done.folder).eval()
+    model = with_peft_alone(str(done.model), done.folder).eval()
     with torch.no_grad():
         found = model(IDS).logits
     assert torch.equal(found[..., : len(tokenizer)], logits[..., : len(tokenizer)])
