@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import peft
@@ -189,3 +190,20 @@ def test_a_model_from_scratch_fits_its_own_tokenizer(fit, model_type):
     model, tokenizer = load_for_generation(str(done.folder))
     assert len(tokenizer) == model.config.vocab_size
     assert AutoTokenizer.from_pretrained(done.folder).get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.e2e
+def test_which_token_is_pad_does_not_matter(fit, tmp_path: Path):
+    """Rows of unequal length, padded by five different tokens, or by none that the tokenizer names: one course."""
+    original = fit.models("llama")
+    courses = []
+    for number, pad in enumerate(("<|pad|>", "<|eos|>", "<|bos|>", "!", None)):
+        folder = Path(shutil.copytree(original, tmp_path / f"base-{number}"))
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text()) | {"pad_token": pad}
+        path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+        base = {"huggingface_id": str(folder), "add_pad_token": False}
+        for method in ("lora", "full"):
+            done = fit(method, base=base, held_out=4, max_steps=4, learning_rate=1e-3)
+            courses.append((method, done.losses, done.result.metrics["eval_loss"]))
+    assert all(course == courses[number % 2] for number, course in enumerate(courses))
