@@ -202,6 +202,9 @@ def test_which_token_is_pad_does_not_matter(fit, tmp_path: Path):
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text()) | {"pad_token": pad}
         path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+        model = json.loads((folder / "config.json").read_text())
+        model["pad_token_id"] = {"<|eos|>": 1, "<|bos|>": 0, "!": 6}.get(pad, 2)  # its row would not be trained
+        (folder / "config.json").write_text(json.dumps(model))
         base = {"huggingface_id": str(folder), "add_pad_token": False}
         for method in ("lora", "full"):
             done = fit(method, base=base, held_out=4, max_steps=4, learning_rate=1e-3)
