@@ -16,7 +16,7 @@ from llamafarm.api import RowRef
 from llamafarm.data.blocks import Block, cut, lines_of, read_blocks
 from llamafarm.data.digests import row_digest
 from llamafarm.data.problems import ProblemLog
-from llamafarm.data.rows import SPACE, RawRow, opened_rows, read_array
+from llamafarm.data.rows import SPACE, RawRow, no_rows, opened_rows, read_array, read_raw
 from llamafarm.data.sources import reader_of
 from llamafarm.data.tables import Found
 from llamafarm.errors import Problem
@@ -46,6 +46,28 @@ def opened_input(path: Path, text_field: str = "text") -> Iterator[Input]:
             yield Elements(path, stream)
         else:
             yield JsonLines(path, stream)
+
+
+def raw_rows(path: Path, log: ProblemLog) -> Iterator[RawRow]:
+    """The good rows of a file of any kind, as they stand there, or as JSON where it is none; problems go to `log`.
+
+    Raises:
+        DataError: If there is no such file, nothing in it, or it is of a kind that cannot be read.
+        DiskError: If it cannot be read.
+    """
+    reader = reader_of(path)
+    if reader is None:
+        yield from read_raw(path, log)
+        return
+    problems, found = len(log), False
+    for ref, fields in reader(path, log):
+        found = True
+        try:
+            yield RawRow(ref.line, as_line(fields).rstrip(), fields)
+        except (TypeError, ValueError) as error:
+            log.add(_unspeakable(ref, error))
+    if not found and len(log) == problems:
+        raise no_rows(path)
 
 
 class Input(ABC):
@@ -127,8 +149,7 @@ class Records(Input):
                 try:
                     texts += len(as_line(fields))
                 except (TypeError, ValueError) as error:
-                    hint = "save it as text, or leave the column out"
-                    log.add(Problem("LF-DATA-101", f"cannot be written as JSON: {error}", str(ref), hint))
+                    log.add(_unspeakable(ref, error))
                     continue
                 good.append(fields)
             yield Block(b"".join(map(row_digest, good)), good, texts)
@@ -147,6 +168,11 @@ def as_line(fields: dict[str, Any]) -> bytes:
         ValueError: If it holds a number that is not finite.
     """
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_spelt).encode() + b"\n"
+
+
+def _unspeakable(ref: RowRef, error: Exception) -> Problem:
+    hint = "save it as text, or leave the column out"
+    return Problem("LF-DATA-101", f"cannot be written as JSON: {error}", str(ref), hint)
 
 
 def _spelt(value: Any) -> str:

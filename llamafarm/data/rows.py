@@ -62,7 +62,12 @@ def read_raw(path: str | Path, log: ProblemLog) -> Iterator[RawRow]:
         found = True
         yield row
     if not found and len(log) == problems:
-        raise DataError.of("LF-DATA-003", "no rows", where=str(path), hint="write one JSON object a line")
+        raise no_rows(path)
+
+
+def no_rows(path: str | Path) -> LlamaFarmError:
+    """What to tell when a file holds nothing."""
+    return DataError.of("LF-DATA-003", "no rows", where=str(path), hint="write one JSON object a line")
 
 
 def _read(path: Path, log: ProblemLog) -> Iterator[RawRow]:

@@ -15,6 +15,7 @@ from llamafarm.data.blocks import Block
 from llamafarm.data.digests import DIGEST_BYTES, form_digest
 from llamafarm.data.inputs import opened_input
 from llamafarm.data.problems import ProblemLog
+from llamafarm.data.rows import no_rows
 from llamafarm.errors import DataError, DiskError, Problem, UsageError
 from llamafarm.files import replacing
 
@@ -110,7 +111,7 @@ def _blocks(inputs: Sequence[Path], text_field: str, progress: Progress) -> Iter
                 progress(block.size)
                 yield block
         if not found and len(log) == problems:
-            raise DataError.of("LF-DATA-003", "no rows", where=str(path), hint="write one JSON object a line")
+            raise no_rows(path)
     log.check()
 
 

@@ -59,7 +59,7 @@ damaged = st.tuples(raws, st.integers(0, 200), st.binary(max_size=2)).map(
 
 def slow(raw: bytes) -> dict[str, Any] | str:
     try:
-        return strict._judge(raw)  # noqa: SLF001  # the reference that the fast reader must equal
+        return strict._judge(raw)  # the reference that the fast reader must equal
     except Fault as fault:
         return fault.id
 
@@ -116,7 +116,9 @@ def test_the_canonical_form_is_sorted_json_without_spaces(row: dict[str, Any]) -
 
 
 def test_most_rows_are_read_fast() -> None:
-    lines = [json.dumps({"text": f"Zeile {n} “ä” \\ \"q\"\n", "id": "9" * 20, "score": n / 7}).encode() for n in range(50)]
+    lines = [
+        json.dumps({"text": f'Zeile {n} “ä” \\ "q"\n', "id": "9" * 20, "score": n / 7}).encode() for n in range(50)
+    ]
     assert quick_rows(b"\n".join(lines), lines) is not None
 
 
