@@ -77,6 +77,7 @@ def assign_digests(digests: NDArray[np.uint64], splitter: DataSplitter[Any]) -> 
 
     Args:
         digests: The first 8 bytes of each row's digest as a number; rows of the same number are copies.
+        splitter: Decides.
 
     Returns:
         For each row whether it is held out, and how many rows have the content of a row before them.

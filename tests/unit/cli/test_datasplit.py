@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import csv
-import datetime
+import datetime as dt
 import gzip
 import json
 from decimal import Decimal
@@ -227,7 +227,7 @@ def test_a_splitter_without_a_number_of_rows_gives_no_third_file():
         def held_out(self, rows):
             return [bool(row.index % 2) for row in rows]
 
-    with pytest.raises(UsageError, match="the splitter 'odd' has neither .*LF-SPLIT-005"):
+    with pytest.raises(UsageError, match=r"the splitter 'odd' has neither .*LF-SPLIT-005"):
         third_file(Odd(NoConfig()), {}, 10.0, None)
 
 
@@ -239,12 +239,15 @@ def test_lines_of_text_are_rows(cli, tmp_path):
 
 
 def test_dates_and_decimals_become_text(cli, tmp_path):
-    day = datetime.date(2024, 1, 2)
-    rows = [{"day": day, "at": datetime.datetime(2024, 1, 2, 3, 4), "price": Decimal("1.50"), "n": n} for n in range(2)]
+    day = dt.date(2024, 1, 2)
+    rows = [
+        {"day": day, "at": dt.datetime(2024, 1, 2, 3, 4, tzinfo=dt.UTC), "price": Decimal("1.50"), "n": n}
+        for n in range(2)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "days.parquet")
     assert cli("datasplit", "days.parquet").code == 0
     (found,) = lines(tmp_path / "days_train.jsonl")
-    assert found.startswith('{"day": "2024-01-02", "at": "2024-01-02T03:04:00", "price": "1.50", "n": ')
+    assert found.startswith('{"day": "2024-01-02", "at": "2024-01-02T03:04:00+00:00", "price": "1.50", "n": ')
 
 
 @pytest.mark.parametrize("value", [b"bytes", float("nan")])
