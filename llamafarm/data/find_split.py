@@ -91,8 +91,8 @@ def known_ids(model: str) -> tuple[str, ExplicitMask] | None:
 def find_split(tokenizer: Any) -> Split:
     """Find the ids around answers.
 
-    An answer alone shows them bare. If the template refuses that, or writes something else around it than around answers
-    in conversations, a question with an answer is looked at.
+    An answer alone shows them bare. If the template refuses that, or writes something else around it than around
+    answers in conversations, a question with an answer is looked at.
 
     Raises:
         ModelError: If the template refuses a question with an answer, or writes nothing before answers.
