@@ -12,7 +12,7 @@ from llamafarm.data.problems import ProblemLog
 from llamafarm.data.quick import quick_rows
 from llamafarm.data.rows import BOM, refuse_utf16, rows_of_lines
 
-BLOCK = 1 << 17
+BLOCK = 1 << 16
 """Bytes read at once: what a block becomes stays in the processor's cache."""
 
 

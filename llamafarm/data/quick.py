@@ -57,7 +57,7 @@ def quick_rows(block: bytes, lines: Sequence[bytes]) -> tuple[list[dict[str, Any
     if not {*map(type, rows)} <= {dict}:
         return None
     written = b"".join(forms)
-    if _quotes(block) != _quotes(written) or _numbers(block) != _numbers(written):
+    if _quotes(block) != _quotes(written) or ((found := _numbers(block)) and found != _numbers(written)):
         return None
     return rows, forms
 

@@ -1,4 +1,4 @@
-"""Eighty-odd ways in which data is malformed: each is one clear error with its file and line, exit code 3, no traceback."""
+"""A hundred ways in which data is malformed: each is one clear error with file and line, exit code 3, no traceback."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ DEEP = b'{"instruction": ' + b"[" * 3000 + b"]" * 3000 + b', "output": "b"}'
 
 
 def alpaca(output: str, **more: Any) -> bytes:
-    return f'{{"instruction": "a", "output": {output}{"".join(f", {json.dumps(k)}: {v}" for k, v in more.items())}}}'.encode()
+    columns = "".join(f", {json.dumps(name)}: {value}" for name, value in more.items())
+    return f'{{"instruction": "a", "output": {output}{columns}}}'.encode()
 
 
 def chat(*turns: str) -> bytes:
