@@ -201,6 +201,7 @@ class DataSplitter(Component[ConfigT]):
         Where it is overridden, the host may ask it instead of `held_out`: both must give the same answer.
 
         Args:
-            digests: The first 8 bytes of each row's digest as a number (the first byte counts most), all different.
+            digests: Shape (rows, 2): the two halves of each row's digest as numbers (the first byte counts most); the
+                first halves are all different.
         """
         raise NotImplementedError

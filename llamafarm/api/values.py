@@ -147,7 +147,7 @@ class Row:
 
     Attributes:
         index: 0-based position in the dataset.
-        digest: 16 bytes of XXH3 over the row's canonical JSON (sorted keys, no spaces): equal content, equal digest.
+        digest: 16 bytes of BLAKE2b over the row's canonical JSON (sorted keys, no spaces): equal content, equal digest.
         fields: The parsed row.
     """
 

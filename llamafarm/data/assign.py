@@ -76,7 +76,7 @@ def assign_digests(digests: NDArray[np.uint64], splitter: DataSplitter[Any]) -> 
     """The same as `assign` for a splitter that goes by digest, at some 30 bytes a row.
 
     Args:
-        digests: The first 8 bytes of each row's digest as a number; rows of the same number are copies.
+        digests: Shape (rows, 2): both halves of each row's digest; rows of the same first half are copies.
         splitter: Decides.
 
     Returns:
@@ -88,15 +88,15 @@ def assign_digests(digests: NDArray[np.uint64], splitter: DataSplitter[Any]) -> 
     """
     import numpy as np
 
-    ordered = np.sort(digests)
+    ordered = np.sort(digests[:, 0])
     copies = int((ordered[1:] == ordered[:-1]).sum())
     if not copies:
         sides = splitter.held_out_by_digest(digests)
         _check(sides, len(digests), 0, splitter)
         return sides, 0
-    contents, first, content_of = np.unique(digests, return_index=True, return_inverse=True)
+    contents, first, content_of = np.unique(digests[:, 0], return_index=True, return_inverse=True)
     in_order = np.argsort(first)
-    answers = splitter.held_out_by_digest(contents[in_order])
+    answers = splitter.held_out_by_digest(digests[first[in_order]])
     _check(answers, len(contents), copies, splitter)
     side_of = np.empty(len(contents), np.bool_)
     side_of[in_order] = answers

@@ -127,7 +127,7 @@ def _held_out(blocks: Iterable[Block], splitter: DataSplitter[Any]) -> tuple[Sid
             yield block
 
     if goes_by_digest(splitter):
-        parts = [np.frombuffer(block.digests, ">u8")[::2].astype(np.uint64) for block in counted()]
+        parts = [np.frombuffer(block.digests, ">u8").reshape(-1, 2).astype(np.uint64) for block in counted()]
         sides, copies = assign_digests(np.concatenate(parts), splitter)
         return sides.astype(np.uint8), copies, total.hexdigest()
     answer = assign(_rows(counted()), splitter)

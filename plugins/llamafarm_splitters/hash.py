@@ -36,10 +36,10 @@ class Hash(DataSplitter[HashConfig]):
         """Compare each digest with the threshold."""
         import numpy as np
 
-        share = self.config.share
-        sides = digests < np.uint64((share.numerator << 64) // share.denominator)
+        share, places = self.config.share, digests[:, 0]
+        sides = places < np.uint64((share.numerator << 64) // share.denominator)
         if len(sides) > 1 and not sides.any():
-            sides[digests.argmin()] = True
+            sides[places.argmin()] = True
         elif len(sides) > 1 and sides.all():
-            sides[digests.argmax()] = False
+            sides[places.argmax()] = False
         return sides

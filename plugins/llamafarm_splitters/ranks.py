@@ -20,22 +20,16 @@ def ranker(seed: int) -> Callable[[bytes], int]:
 
 
 def ranks(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """The rank of each digest: another seed, another order; different digests, different ranks.
-
-    Digests are evenly spread already, so that mixing them with the seed by the finalizer of splitmix64 (Steele, Lea and
-    Flood, "Fast splittable pseudorandom number generators", 2014), which maps no two numbers to one, is enough.
-    """
+    """The rank of each digest (its halves as two numbers)."""
     import numpy as np
 
-    key = int.from_bytes(blake2b(str(seed).encode()).digest()[:8])
-    mixed = digests ^ np.uint64(key)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    rank, size, joined = ranker(seed), 16, digests.astype(">u8").tobytes()
+    places = range(0, len(joined), size)
+    return np.fromiter((rank(joined[place : place + size]) for place in places), np.uint64, len(digests))
 
 
 def numbers(rows: Iterable[Row]) -> NDArray[np.uint64]:
     """The digests of rows, as the host hands them to splitters that need nothing else."""
     import numpy as np
 
-    return np.fromiter((int.from_bytes(row.digest[:8]) for row in rows), np.uint64)
+    return np.frombuffer(b"".join(row.digest for row in rows), ">u8").reshape(-1, 2).astype(np.uint64)

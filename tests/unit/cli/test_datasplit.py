@@ -212,7 +212,7 @@ def test_rows_of_every_kind_become_the_same_lines(cli, tmp_path, name):
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert (found["train_path"], found["eval_path"]) == ("rows_train.jsonl", "rows_eval.jsonl")
-    assert found["digest"] == "172f9f1b2d7182165ea01e2c94669b12"
+    assert found["digest"] == "4ed3ebdda40f101734820bbd9edebd2c"
     train, held_out = (
         [json.loads(line) for line in lines(tmp_path / f"rows_{side}.jsonl")] for side in ("train", "eval")
     )
