@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         {
             "start": Leaf("llamafarm.cli.train:train", "Same as `train`."),
             "resume": Leaf("llamafarm.cli.train:resume", "Go on with a run that was interrupted."),
+            "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Same as `evaluate`."),
         },
     ),
     "verify-resume": Leaf(
@@ -48,6 +49,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         default="list",
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
+    "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Measure a trained model beside its base."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),
     "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
     "datagen": Branch(

@@ -21,6 +21,7 @@ from llamafarm.core.resources import Source, find_fragment, find_strategy
 from llamafarm.core.schema import COMPONENT_KEYS, Strategy
 from llamafarm.core.validate import validate
 from llamafarm.core.yaml_source import Reading, display, read_yaml
+from llamafarm.data.registry import FILE
 from llamafarm.errors import PluginError, Problem, StrategyError, nearest
 
 
@@ -77,15 +78,14 @@ class _Loading:
     def load(self, request: Request) -> Loaded:
         source = find_strategy(request.strategy, self.registry) if request.strategy is not None else None
         written = self.read(source) if source else Layer()
-        below = self.canonical([*self.fragments(written), written], [])
-        strategy = merge(below)
+        below, strategy = self.canonical([*self.fragments(written), written], Layer())
         overrides = Overrides(self.registry, strategy.values, self.problems)
         layers = [overrides.environment(), overrides.flags(request.flags), *overrides.sets(request.sets)]
-        above = self.canonical(layers, below)
-        values = merge([*below, *above]).values
+        above, overridden = self.canonical(layers, strategy)
+        values = overridden.values
         device, probes = choose_device(values, self.registry)
         weak = [*self.method_defaults(values), suggestions(values, self.registry, device, probes.get(device))]
-        merged = merge([*weak, *below, device_block(strategy, device), *above])
+        merged = merge([*weak, *_dataset_dir(source), *below, device_block(strategy, device), *above])
         if unmet := unmet_requirements(merged, self.registry):
             raise PluginError([*unmet, *self.problems])
         model = validate(merged, self.registry, self.problems)
@@ -101,14 +101,16 @@ class _Loading:
         self.problems.extend(problem for problem in found.problems if problem not in self.problems)
         self.notices.extend(found.notices)
 
-    def canonical(self, layers: list[Layer], below: list[Layer]) -> list[Layer]:
-        """The layers in canonical shape; each may lean on the types that those below it name."""
+    def canonical(self, layers: list[Layer], below: Layer) -> tuple[list[Layer], Layer]:
+        """The layers in canonical shape, and all merged; each may lean on the types that those below it name."""
         stack: list[Layer] = []
+        merged = below
         for layer in layers:
-            found = canonicalize(layer, self.registry, merge([*below, *stack]).values)
+            found = canonicalize(layer, self.registry, merged.values)
             self.collect(found)
             stack.append(found)
-        return stack
+            merged = merge([merged, found])
+        return stack, merged
 
     def fragments(self, written: Layer) -> list[Layer]:
         """The fragments that `defaults:` names, each as a layer."""
@@ -141,6 +143,16 @@ class _Loading:
                     layer.put((*TUNER, "training", key), value, Origin("method", f"method {registered.component.name}"))
                 layers.append(layer)
         return layers
+
+
+def _dataset_dir(source: Source | None) -> list[Layer]:
+    """Names of datasets are looked up beside the strategy first, if they are kept there."""
+    if source is None or source.preset or not (source.path.parent / FILE).is_file():
+        return []
+    layer = Layer()
+    folder = str(source.path.parent)
+    layer.put((*TUNER, "dataset", "dataset_dir"), folder, Origin("default", f"{FILE} beside the strategy"))
+    return [layer]
 
 
 def _entry(reading: Reading, source: Source) -> Layer:

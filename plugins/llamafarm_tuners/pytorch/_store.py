@@ -20,6 +20,7 @@ from llamafarm.api import Method
 from llamafarm.errors import NumericError
 from llamafarm.files import sync_file, sync_folder
 from llamafarm.models.record import write_methods
+from llamafarm.models.vocabulary import write_additions
 from llamafarm_tuners.pytorch.card import model_card
 from llamafarm_tuners.pytorch.journal import on_disk, write_json
 
@@ -62,6 +63,7 @@ def write_model(trained: Trained, folder: Path) -> None:
     _require_finite(trained.model)
     if trained.is_adapter:
         _write_adapter(trained, folder)
+        write_additions(folder, trained.model)
     else:
         trained.model.save_pretrained(folder)
         _drop_private_path(folder / "config.json")
@@ -118,6 +120,8 @@ def swept(folder: Path) -> None:
                     inner.rename(folder / inner.name)
         if path.name.startswith((WRITING, OLD)):
             shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(".") and path.suffix == ".part":
+            path.unlink()
 
 
 def removed(folder: Path) -> None:
