@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
+from llamafarm.models._adapter import repeatable
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import available, ensure_pad, explained, hub_arguments, load_tokenizer, quiet
 from llamafarm.models.locate import Located, locate
@@ -107,6 +108,6 @@ def _load_adapter(
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)
     require_room(loaded, tokenizer)
-    with explained(located, "adapter"):
+    with explained(located, "adapter"), repeatable():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder))
     return adapted, tokenizer
