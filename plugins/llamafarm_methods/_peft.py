@@ -77,11 +77,13 @@ def _keep_magnitudes_only(adapted: nn.Module, paths: set[str]) -> None:
     """Leave the layers a product B·A that is zero and stays it: PEFT knows no magnitude without one."""
     for path in paths:
         layer = adapted.get_submodule(f"base_model.model.{path}")
-        for matrix in (layer.lora_A, layer.lora_B):
-            assert isinstance(matrix, nn.ModuleDict)
-            matrix.requires_grad_(False)
+        for parts in (layer.lora_A, layer.lora_B, layer.lora_dropout):
+            assert isinstance(parts, nn.ModuleDict)
+        layer.lora_A.requires_grad_(False)
+        layer.lora_B.requires_grad_(False)
         with torch.no_grad():
             layer.lora_B["default"].weight.zero_()
+        layer.lora_dropout["default"] = nn.Identity()  # there is no adapter to drop the input of
 
 
 def _require_tokens(model: PreTrainedModel, config: LoraConfig) -> None:

@@ -224,6 +224,11 @@ class DoraConfig(LoraConfig):
     def _fits_the_base(self) -> Self:
         if self.quantization:
             require_base(self, self.quantization)
+        if self.magnitude_only_modules and self.init_lora_weights not in (True, "gaussian"):
+            raise ValueError(
+                "magnitude_only_modules have no adapter, and these init_lora_weights would move weights into one; "
+                "use true or gaussian"
+            )
         return self
 
 
