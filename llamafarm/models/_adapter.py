@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,4 +18,12 @@ def repeatable() -> Iterator[None]:
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def without_idle_warnings() -> Iterator[None]:
+    """Leave out what PEFT says of modules that it has no list of and treats rightly all the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         yield

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
-from llamafarm.models._adapter import repeatable
+from llamafarm.models._adapter import repeatable, without_idle_warnings
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import available, ensure_pad, explained, hub_arguments, load_tokenizer, quiet
 from llamafarm.models.locate import Located, locate
@@ -108,6 +108,6 @@ def _load_adapter(
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)
     require_room(loaded, tokenizer)
-    with explained(located, "adapter"), repeatable():
+    with explained(located, "adapter"), repeatable(), without_idle_warnings():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder))
     return adapted, tokenizer

@@ -14,7 +14,10 @@ class PytorchTuner(FineTuner[PytorchConfig]):
     """Trains transformers models with PEFT adapters in this process."""
 
     name = "pytorch"
-    adapter_kinds = frozenset({"lora", "dora", "full", "freeze"})
+    adapter_kinds = frozenset(
+        "lora dora full freeze ia3 vera oft loha lokr hra fourierft miss randlora vblora road c3a delora hira ln-tuning "
+        "prompt-tuning prefix-tuning bos-scaling".split()
+    )
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
         """Refuse or explain every setting that would have no effect, or cannot work here."""

@@ -1,0 +1,411 @@
+"""Further methods of PEFT through one bridge: what a method is called there, its options, and what it can do.
+
+The options are written down here so that a strategy is checked without importing PEFT; a test compares them with PEFT's
+own. What is true of one of them alone stands in its entry, everything else is the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, create_model
+
+from llamafarm.api import AdapterSpec, Config, Method, RunContext
+from llamafarm_methods.config import TargetConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_Names = tuple[str, ...]
+_Count = Annotated[int, Field(ge=1)]
+_Whole = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Bias = Literal["none", "all"]
+
+_OPTIONS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "r": (_Whole, "Rank."),
+        "alpha": (_Number, "Scale: updates are multiplied by alpha / r."),
+        "bias": (_Bias, "Biases that are trained too."),
+        "module_dropout": (_Share, "Share of the adapters that are left out in a training step."),
+        "rank_dropout": (_Share, "Share of the ranks that are left out in a training step."),
+        "feedforward_modules": (_Names, "Adapted layers whose input is scaled, not their output."),
+        "d_initial": (_Number, "First value of the trained scales."),
+        "vera_dropout": (_Share, "Dropout before the adapters, in training."),
+        "projection_prng_key": (int, "Seed of the random projections."),
+        "save_projection": (bool, "Save the random projections too, so that they never have to be drawn again."),
+        "oft_block_size": (_Whole, "Size of the rotated blocks; divides the inputs of each layer. Exclusive with r."),
+        "coft": (bool, "Keep the rotations small."),
+        "eps": (_Number, "How small `coft` keeps them."),
+        "block_share": (bool, "One rotation for all blocks of a layer."),
+        "decompose_both": (bool, "Take the other factor of the Kronecker product apart too."),
+        "decompose_factor": (int, "Size of the first factor; -1: about the square root."),
+        "apply_GS": (bool, "Make the reflections orthogonal to one another."),
+        "n_frequency": (_Count, "Trained coefficients of each layer."),
+        "scaling": (_Number, "Factor of the coefficients."),
+        "random_loc_seed": (int, "Seed of the places of the coefficients."),
+        "miss_dropout": (_Share, "Dropout before the adapters, in training."),
+        "mini_r": (_Count, "Ranks that share one matrix."),
+        "randlora_alpha": (_Number, "Scale: updates are multiplied by it, divided by r."),
+        "randlora_dropout": (_Share, "Dropout before the adapters, in training."),
+        "num_vectors": (_Count, "Vectors in the bank that all layers share."),
+        "vector_length": (_Count, "Length of the vectors; divides the inputs and outputs of each layer."),
+        "topk": (_Count, "Vectors that make up one part of an adapter."),
+        "vblora_dropout": (_Share, "Dropout before the adapters, in training."),
+        "variant": (Literal["road_1", "road_2", "road_4"], "How many values each rotation has of its own."),
+        "group_size": (_Count, "How the rotated pairs are grouped; divides the outputs of each layer."),
+        "block_size": (_Count, "Size of the circulant blocks; divides the inputs and outputs of each layer."),
+        "delora_lambda": (_Number, "Bound of the update's norm at the start."),
+        "hira_dropout": (_Share, "Dropout before the adapters, in training."),
+        "num_virtual_tokens": (_Count, "Positions before each row whose content is learned."),
+        "prompt_tuning_init": (
+            Literal["RANDOM", "SAMPLE_VOCAB"],
+            "What the positions start from: random vectors, or tokens of the vocabulary.",
+        ),
+    }
+)
+
+
+class PeftConfig(Config):
+    """Options that every bridged method has: none."""
+
+
+class LayerConfig(TargetConfig):
+    """Options that every bridged method has that adapts layers: which ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A method of PEFT.
+
+    Attributes:
+        type: What strategies call it.
+        peft: Its configuration class in PEFT.
+        options: What can be set, with the defaults.
+        fixed: What PEFT is told besides.
+        layers: What it adapts: linear layers, normalizations, or nothing.
+        bits: Widths of a quantized base that it can stand on.
+        virtual_tokens: Whether it puts positions before each row.
+        identity: Whether the model answers as before until it is trained.
+    """
+
+    type: str
+    peft: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    layers: Literal["linear", "norm", "none"] = "linear"
+    bits: frozenset[int] = frozenset()
+    virtual_tokens: bool = False
+    identity: bool = True
+
+    def config(self) -> Any:
+        """The configuration class of the method in strategies."""
+        fields: dict[str, Any] = {
+            name: (_OPTIONS[name][0], Field(default, description=_OPTIONS[name][1]))
+            for name, default in self.options.items()
+        }
+        base = PeftConfig if self.layers == "none" else LayerConfig
+        return create_model(f"{self.peft}Options", __base__=base, __doc__=f"Options of {self.type}.", **fields)
+
+
+class PeftMethod(Method[PeftConfig]):
+    """A method that PEFT carries out."""
+
+    training_defaults = MappingProxyType({"learning_rate": 1e-3})
+
+    def __init_subclass__(cls, *, bridge: Bridge, **kwargs: Any) -> None:
+        cls.bridge = bridge  # type: ignore[method-assign,assignment]  # what the abstract property stands for
+        cls.name, cls.Config = bridge.type, bridge.config()
+        super().__init_subclass__(**kwargs)
+
+    @property
+    @abstractmethod
+    def bridge(self) -> Bridge:
+        """What the class is named after; given where it is defined."""
+
+    def adapter(self) -> AdapterSpec:
+        """The options as configured."""
+        options = self.config.model_dump(mode="json", exclude={"type"})
+        virtual = self.bridge.virtual_tokens
+        return AdapterSpec(
+            self.bridge.type,
+            options,
+            bits=self.bridge.bits,
+            virtual_tokens=options["num_virtual_tokens"] if virtual else 0,
+            unmergeable="it is put before each row, and changes no weight" if virtual else "",
+        )
+
+    def apply(self, model: nn.Module, run: RunContext) -> nn.Module:
+        """Add what is trained.
+
+        Raises:
+            ModelError: If a name matches nothing, or an option does not fit the model's sizes.
+        """
+        from llamafarm_methods._bridge import attach
+
+        return attach(model, self.bridge, self.config)
+
+    def restore(self, model: nn.Module, folder: Path) -> nn.Module:
+        """Give logits for the row's own tokens alone, as after `apply`."""
+        from llamafarm_methods._bridge import hide_virtual_tokens
+
+        return hide_virtual_tokens(model, self.bridge)
+
+
+_ANY = frozenset({4, 8})
+
+
+class Ia3(
+    PeftMethod,
+    bridge=Bridge("ia3", "IA3Config", {"feedforward_modules": ()}, {"init_ia3_weights": True}, bits=_ANY),
+):
+    """Scales what layers give out (https://arxiv.org/abs/2205.05638)."""
+
+
+class Vera(
+    PeftMethod,
+    bridge=Bridge(
+        "vera",
+        "VeraConfig",
+        {
+            "r": 256,
+            "vera_dropout": 0.0,
+            "d_initial": 0.1,
+            "projection_prng_key": 0,
+            "save_projection": True,
+            "bias": "none",
+        },
+        {"init_weights": True},
+    ),
+):
+    """Scales random projections that all layers share (https://arxiv.org/abs/2310.11454)."""
+
+
+class Oft(
+    PeftMethod,
+    bridge=Bridge(
+        "oft",
+        "OFTConfig",
+        {
+            "r": 0,
+            "oft_block_size": 32,
+            "module_dropout": 0.0,
+            "coft": False,
+            "eps": 6e-5,
+            "block_share": False,
+            "bias": "none",
+        },
+        {"init_weights": True, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5},
+        bits=frozenset({4}),
+    ),
+):
+    """Rotates weights in blocks (https://arxiv.org/abs/2306.07280)."""
+
+
+class Loha(
+    PeftMethod,
+    bridge=Bridge(
+        "loha",
+        "LoHaConfig",
+        {"r": 8, "alpha": 8.0, "rank_dropout": 0.0, "module_dropout": 0.0},
+        {"init_weights": True, "use_effective_conv2d": False, "rank_pattern": {}, "alpha_pattern": {}},
+    ),
+):
+    """Products of two low-rank matrices, element by element (https://arxiv.org/abs/2108.06098)."""
+
+
+class Lokr(
+    PeftMethod,
+    bridge=Bridge(
+        "lokr",
+        "LoKrConfig",
+        {
+            "r": 8,
+            "alpha": 8.0,
+            "rank_dropout": 0.0,
+            "module_dropout": 0.0,
+            "decompose_both": False,
+            "decompose_factor": -1,
+        },
+        {
+            "init_weights": True,
+            "use_effective_conv2d": False,
+            "rank_dropout_scale": False,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        },
+    ),
+):
+    """Kronecker products (https://arxiv.org/abs/2309.14859)."""
+
+
+class Hra(
+    PeftMethod,
+    bridge=Bridge("hra", "HRAConfig", {"r": 8, "apply_GS": False, "bias": "none"}, {"init_weights": True}),
+):
+    """Reflects weights (https://arxiv.org/abs/2405.17484)."""
+
+
+class Fourierft(
+    PeftMethod,
+    bridge=Bridge(
+        "fourierft",
+        "FourierFTConfig",
+        {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777, "bias": "none"},
+        {"init_weights": True, "n_frequency_pattern": {}},
+    ),
+):
+    """A few coefficients of the update's spectrum (https://arxiv.org/abs/2405.03003)."""
+
+
+class Miss(
+    PeftMethod,
+    bridge=Bridge(
+        "miss", "MissConfig", {"r": 64, "miss_dropout": 0.0, "mini_r": 1, "bias": "none"}, {"init_weights": True}
+    ),
+):
+    """One small matrix, repeated over the weight (https://arxiv.org/abs/2409.15371)."""
+
+
+class Randlora(
+    PeftMethod,
+    bridge=Bridge(
+        "randlora",
+        "RandLoraConfig",
+        {
+            "r": 32,
+            "randlora_alpha": 640.0,
+            "randlora_dropout": 0.0,
+            "projection_prng_key": 0,
+            "save_projection": True,
+            "bias": "none",
+        },
+        {"init_weights": True, "sparse": False, "very_sparse": False},
+        bits=frozenset({4}),
+    ),
+):
+    """Sums of scaled random matrices, of full rank (https://arxiv.org/abs/2502.00987)."""
+
+
+class Vblora(
+    PeftMethod,
+    bridge=Bridge(
+        "vblora",
+        "VBLoRAConfig",
+        {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2, "vblora_dropout": 0.0, "bias": "none"},
+        {"save_only_topk_weights": False, "init_vector_bank_bound": 0.02, "init_logits_std": 0.1},
+        identity=False,
+    ),
+):
+    """Adapters made of vectors that all layers share (https://arxiv.org/abs/2405.15179)."""
+
+
+class Road(
+    PeftMethod,
+    bridge=Bridge(
+        "road", "RoadConfig", {"variant": "road_1", "group_size": 64}, {"init_weights": True}, bits=frozenset({4})
+    ),
+):
+    """Rotates pairs of what layers give out (https://arxiv.org/abs/2409.00119)."""
+
+
+class C3a(
+    PeftMethod,
+    bridge=Bridge(
+        "c3a",
+        "C3AConfig",
+        {"block_size": 256, "bias": "none"},
+        {"init_weights": True, "block_size_pattern": {}},
+    ),
+):
+    """Circulant blocks (https://arxiv.org/abs/2407.19342)."""
+
+
+class Delora(
+    PeftMethod,
+    bridge=Bridge(
+        "delora",
+        "DeloraConfig",
+        {"r": 8, "delora_lambda": 15.0, "module_dropout": 0.0, "bias": "none"},
+        {"init_weights": True, "rank_pattern": {}, "lambda_pattern": {}},
+    ),
+):
+    """Low-rank updates whose size is learned apart from their direction (https://arxiv.org/abs/2503.18225)."""
+
+
+class Hira(
+    PeftMethod,
+    bridge=Bridge(
+        "hira",
+        "HiraConfig",
+        {"r": 32, "hira_dropout": 0.0},
+        {"init_weights": True, "rank_pattern": {}},
+        bits=frozenset({4}),
+    ),
+):
+    """The weight times a low-rank matrix, element by element: an update of full rank."""
+
+
+class LnTuning(
+    PeftMethod,
+    bridge=Bridge("ln-tuning", "LNTuningConfig", layers="norm", bits=_ANY),
+):
+    """Trains the normalizations (https://arxiv.org/abs/2312.11420)."""
+
+
+class PromptTuning(
+    PeftMethod,
+    bridge=Bridge(
+        "prompt-tuning",
+        "PromptTuningConfig",
+        {"num_virtual_tokens": 20, "prompt_tuning_init": "RANDOM"},
+        layers="none",
+        bits=_ANY,
+        virtual_tokens=True,
+        identity=False,
+    ),
+):
+    """Learns vectors that stand before each row's tokens (https://arxiv.org/abs/2104.08691)."""
+
+
+class PrefixTuning(
+    PeftMethod,
+    bridge=Bridge(
+        "prefix-tuning",
+        "PrefixTuningConfig",
+        {"num_virtual_tokens": 20},
+        {"prefix_projection": False},
+        layers="none",
+        bits=_ANY,
+        virtual_tokens=True,
+        identity=False,
+    ),
+):
+    """Learns keys and values that each layer's attention finds before each row's (https://arxiv.org/abs/2101.00190)."""
+
+
+BRIDGED: tuple[type[PeftMethod], ...] = (
+    Ia3,
+    Vera,
+    Oft,
+    Loha,
+    Lokr,
+    Hra,
+    Fourierft,
+    Miss,
+    Randlora,
+    Vblora,
+    Road,
+    C3a,
+    Delora,
+    Hira,
+    LnTuning,
+    PromptTuning,
+    PrefixTuning,
+)
