@@ -57,6 +57,7 @@ class AdapterSpec:
         bits: Widths of a quantized base that it can stand on; empty: only on a base that is as it is.
         virtual_tokens: Positions that it puts before each row (prompt learning).
         unmergeable: Why it cannot be merged into the base; empty when it can.
+        refuses: Settings that it cannot be trained with, as dotted paths (`training.packing`) → the reason.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class AdapterSpec:
     bits: frozenset[int] = frozenset({4, 8})
     virtual_tokens: int = 0
     unmergeable: str = ""
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from llamafarm.models._adapter import repeatable, without_idle_warnings
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import available, ensure_pad, explained, hub_arguments, load_tokenizer, quiet
 from llamafarm.models.locate import Located, locate
+from llamafarm.models.prequantized import require_library
 
 __all__ = ["ensure_pad", "load_for_generation", "load_model", "load_tokenizer", "quiet", "require_room"]
 
@@ -38,10 +39,12 @@ def load_model(
 
     Raises:
         ModelError: If the folder is damaged, the architecture is unknown, or the attention kernel does not fit.
+        PluginError: If the weights are stored in a format whose library is not installed.
         SecurityError: If the model wants to run code of its own and was not allowed to.
     """
     quiet()
     located = available(config)
+    require_library(located, config)
     arguments = hub_arguments(config) | {"dtype": dtype}
     if attention:
         arguments["attn_implementation"] = attention

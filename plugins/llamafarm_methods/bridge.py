@@ -93,6 +93,7 @@ class Bridge:
         bits: Widths of a quantized base that it can stand on.
         virtual_tokens: Whether it puts positions before each row.
         identity: Whether the model answers as before until it is trained.
+        refuses: Settings that it cannot be trained with → the reason.
     """
 
     type: str
@@ -103,6 +104,7 @@ class Bridge:
     bits: frozenset[int] = frozenset()
     virtual_tokens: bool = False
     identity: bool = True
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
     def config(self) -> Any:
         """The configuration class of the method in strategies."""
@@ -139,6 +141,7 @@ class PeftMethod(Method[PeftConfig]):
             bits=self.bridge.bits,
             virtual_tokens=options["num_virtual_tokens"] if virtual else 0,
             unmergeable="it is put before each row, and changes no weight" if virtual else "",
+            refuses=self.bridge.refuses,
         )
 
     def apply(self, model: nn.Module, run: RunContext) -> nn.Module:
@@ -159,6 +162,9 @@ class PeftMethod(Method[PeftConfig]):
 
 
 _ANY = frozenset({4, 8})
+_ROWS_ALONE = {
+    "training.packing": "its virtual tokens stand before a row, and only the first row of a pack would see them"
+}
 
 
 class Ia3(
@@ -369,6 +375,7 @@ class PromptTuning(
         bits=_ANY,
         virtual_tokens=True,
         identity=False,
+        refuses=_ROWS_ALONE,
     ),
 ):
     """Learns vectors that stand before each row's tokens (https://arxiv.org/abs/2104.08691)."""
@@ -385,6 +392,10 @@ class PrefixTuning(
         bits=_ANY,
         virtual_tokens=True,
         identity=False,
+        refuses={
+            **_ROWS_ALONE,
+            "training.gradient_checkpointing": "what it learns lies in the cache, which recomputed layers do not find",
+        },
     ),
 ):
     """Learns keys and values that each layer's attention finds before each row's (https://arxiv.org/abs/2101.00190)."""

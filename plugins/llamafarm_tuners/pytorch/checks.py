@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from operator import attrgetter
 
 from llamafarm.api import Decision, RunPlan
 from llamafarm.errors import NetworkError, Problem, nearest, one_of
 from llamafarm.models.hub import is_offline, require_cached
 from llamafarm.models.locate import locate
+from llamafarm.models.prequantized import library_problem, stored_as
 from llamafarm_tuners.pytorch.best import METRICS, full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import check_curriculum
@@ -35,6 +37,8 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
         _attention,
         _base,
         _quantization,
+        _prequantized,
+        _methods,
         _optimizer,
         _evaluation,
         _reports,
@@ -137,6 +141,47 @@ def _quantization(config: PytorchConfig, plan: RunPlan) -> Findings:
     if settled and settled != asked.get("bnb_4bit_compute_dtype"):
         reason = f"what suits a 4-bit base on {plan.device.type}"
         yield Decision("quantization.bnb_4bit_compute_dtype", settled, reason)
+
+
+def _prequantized(config: PytorchConfig, plan: RunPlan) -> Findings:
+    """A base that comes quantized needs its library, cannot be quantized again, and carries few methods."""
+    base = config.base_model
+    if not base.huggingface_id:
+        return
+    located = locate(base.huggingface_id)
+    if located.is_adapter or not (stored := stored_as(located, base)):
+        return
+    where = plan.given.get("base_model.huggingface_id", "")
+    if problem := library_problem(located, base, where):
+        yield problem
+    for method in plan.methods:
+        spec = method.adapter()
+        if spec.changes_base:
+            message = f"the base is stored in the format {stored}: its weights cannot be trained"
+            yield Problem("LF-TRAIN-007", message, where, "use method: lora")
+        elif spec.quantization:
+            message = f"the base is stored in the format {stored} and cannot be quantized again"
+            yield Problem("LF-STRATEGY-055", message, where, "use method: lora")
+        elif stored in ("gptq", "awq") and not (spec.kind == "lora" or spec.virtual_tokens or method.stacks):
+            message = f"{method.name!r} cannot stand on a base that is stored in the format {stored}"
+            yield Problem("LF-STRATEGY-054", message, where, "use method: lora, or a base that is not quantized")
+
+
+def _methods(config: PytorchConfig, plan: RunPlan) -> Findings:
+    """What the methods say that they cannot be trained with."""
+    base = config.base_model
+    width = 4 if base.load_in_4bit else 8 if base.load_in_8bit else None
+    for method in plan.methods:
+        spec = method.adapter()
+        if width and width not in spec.bits and not spec.changes_base:
+            where = plan.given.get(f"base_model.load_in_{width}bit", "")
+            message = f"method {method.name!r} cannot stand on a base in {width} bits"
+            can = f"{method.name} can on one in {max(spec.bits)} bits" if spec.bits else "leave the base as it is"
+            yield Problem("LF-STRATEGY-054", message, where, f"{can}, or use lora")
+        for path, reason in spec.refuses.items():
+            if attrgetter(path)(config):
+                message = f"method {method.name!r} does not go with {path}: {reason}"
+                yield Problem("LF-STRATEGY-053", message, plan.given.get(path, ""), f"set {path}: false")
 
 
 def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
