@@ -76,7 +76,7 @@ def _inside(layer: nn.Module, names: Sequence[str]) -> list[nn.Module]:
 def _named(name: str, modules: dict[str, nn.Module], option: str) -> list[str]:
     found = matching(name, modules)
     if not found:
-        leaves = sorted({path.rpartition(".")[2] for path, module in modules.items() if any(module.parameters())})
+        leaves = sorted({path.rpartition(".")[2] for path, module in modules.items() if list(module.parameters())})
         guess = nearest(name, leaves)
         raise ModelError.of(
             "LF-MODEL-022",

@@ -59,6 +59,7 @@ def digest(parameters: Any) -> str:
 
 def saved_and_loaded(model: Any, method: Method[Any], base: Path, folder: Path) -> Any:
     """As a run saves it and every command loads it, with other random numbers than it was made with."""
+    folder.mkdir()
     _, tokenizer = load_for_generation(str(base))
     write_model(Trained(model, tokenizer, str(base), "base", methods=(method,)), folder)
     torch.manual_seed(12345)
