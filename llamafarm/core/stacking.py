@@ -64,7 +64,7 @@ def stacking_table(methods: Stack) -> str:
     """Markdown: what combines with each method that brings trainable parameters."""
     stacking = sorted((method for method in methods if method.stacks), key=lambda method: method.name)
     bringing = sorted((method for method in methods if not method.stacks), key=lambda method: method.name)
-    head = ["method", "another of this column", *(f"`{method.name}`" for method in stacking)]
+    head = ["method", "another such method", *(f"`{method.name}`" for method in stacking)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for method in bringing:
         others = [_cell(clash(method, other)) for other in bringing]
