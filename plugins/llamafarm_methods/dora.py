@@ -16,7 +16,7 @@ class Dora(LoraFamily[DoraConfig]):
     """LoRA with the length of each row of a weight learned apart from its direction.
 
     W' = m · (W + s·B·A) / ‖W + s·B·A‖, norms and magnitudes m per output row, m starting as ‖W‖
-    (https://arxiv.org/abs/2402.09353, equations 5 and 11).
+    (https://arxiv.org/abs/2402.09353).
     """
 
     name = "dora"

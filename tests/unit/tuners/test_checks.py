@@ -8,7 +8,10 @@ import pytest
 from llamafarm.api import Decision, DeviceSpec
 from llamafarm.errors import NetworkError, Problem
 from llamafarm.testing.fresh import heavy_after
+from llamafarm_methods.bridge import Loha, PrefixTuning, PromptTuning
+from llamafarm_methods.dora import Dora
 from llamafarm_methods.full import Full
+from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
 from llamafarm_tuners.pytorch import checks, precision
 
@@ -266,3 +269,57 @@ def test_checking_imports_nothing_heavy():
         "list(T(T.Config()).check(plan))"
     )
     assert heavy_after(code) == set()
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "reason"),
+    [
+        (PromptTuning, "packing", "only the first row of a pack"),
+        (PrefixTuning, "packing", "only the first row of a pack"),
+        (PrefixTuning, "gradient_checkpointing", "recomputed layers do not find"),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_method_and_a_setting_that_exclude_each_other(make, method, setting, reason, given):
+    path = f"training.{setting}"
+    problems, _ = findings(make(training(**{setting: True}), (path,) if given else (), method=method(method.Config())))
+    assert reason in problems["LF-STRATEGY-053"].message
+    assert problems["LF-STRATEGY-053"].hint == f"set {path}: false"
+    assert problems["LF-STRATEGY-053"].where == (f"strategy.yaml:{path}" if given else "")
+    assert findings(make(training(**{setting: False}), method=method(method.Config())))[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "width", "refused"),
+    [
+        (Loha(Loha.Config()), 4, True),
+        (Dora(Dora.Config()), 8, True),
+        (Dora(Dora.Config()), 4, False),
+        (Lora(Lora.Config(init_lora_weights="pissa")), 4, True),
+        (Lora(Lora.Config()), 8, False),
+        (PromptTuning(PromptTuning.Config()), 8, False),
+    ],
+)
+def test_a_method_on_a_base_of_a_width_that_it_cannot_stand_on(make, method, width, refused):
+    pytest.importorskip("bitsandbytes")
+    problems, _ = findings(make(base(**{f"load_in_{width}bit": True}), method=method))
+    assert set(problems) == ({"LF-STRATEGY-054"} if refused else set())
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (Lora(Lora.Config()), set()),
+        (PromptTuning(PromptTuning.Config()), set()),
+        (FULL, {"LF-TRAIN-007"}),
+        (QLORA, {"LF-STRATEGY-055"}),
+        (Dora(Dora.Config()), {"LF-STRATEGY-054"}),
+        (Loha(Loha.Config()), {"LF-STRATEGY-054"}),
+    ],
+)
+def test_a_base_that_comes_quantized(make, method, expected, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}', encoding="utf-8")
+    problems, _ = findings(make(base(huggingface_id=str(tmp_path)), method=method))
+    library = set() if util.find_spec("gptqmodel") and util.find_spec("optimum") else {"LF-PLUGIN-050"}
+    assert set(problems) == expected | library
