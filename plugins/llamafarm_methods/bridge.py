@@ -26,13 +26,11 @@ _Count = Annotated[int, Field(ge=1)]
 _Whole = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
-_Bias = Literal["none", "all"]
 
 _OPTIONS: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "r": (_Whole, "Rank."),
         "alpha": (_Number, "Scale: updates are multiplied by alpha / r."),
-        "bias": (_Bias, "Biases that are trained too."),
         "module_dropout": (_Share, "Share of the adapters that are left out in a training step."),
         "rank_dropout": (_Share, "Share of the ranks that are left out in a training step."),
         "feedforward_modules": (_Names, "Adapted layers whose input is scaled, not their output."),
@@ -185,7 +183,6 @@ class Vera(
             "d_initial": 0.1,
             "projection_prng_key": 0,
             "save_projection": True,
-            "bias": "none",
         },
         {"init_weights": True},
     ),
@@ -205,7 +202,6 @@ class Oft(
             "coft": False,
             "eps": 6e-5,
             "block_share": False,
-            "bias": "none",
         },
         {"init_weights": True, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5},
         bits=frozenset({4}),
@@ -253,7 +249,7 @@ class Lokr(
 
 class Hra(
     PeftMethod,
-    bridge=Bridge("hra", "HRAConfig", {"r": 8, "apply_GS": False, "bias": "none"}, {"init_weights": True}),
+    bridge=Bridge("hra", "HRAConfig", {"r": 8, "apply_GS": False}, {"init_weights": True}),
 ):
     """Reflects weights (https://arxiv.org/abs/2405.17484)."""
 
@@ -263,7 +259,7 @@ class Fourierft(
     bridge=Bridge(
         "fourierft",
         "FourierFTConfig",
-        {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777, "bias": "none"},
+        {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
         {"init_weights": True, "n_frequency_pattern": {}},
     ),
 ):
@@ -272,9 +268,7 @@ class Fourierft(
 
 class Miss(
     PeftMethod,
-    bridge=Bridge(
-        "miss", "MissConfig", {"r": 64, "miss_dropout": 0.0, "mini_r": 1, "bias": "none"}, {"init_weights": True}
-    ),
+    bridge=Bridge("miss", "MissConfig", {"r": 64, "miss_dropout": 0.0, "mini_r": 1}, {"init_weights": True}),
 ):
     """One small matrix, repeated over the weight (https://arxiv.org/abs/2409.15371)."""
 
@@ -290,7 +284,6 @@ class Randlora(
             "randlora_dropout": 0.0,
             "projection_prng_key": 0,
             "save_projection": True,
-            "bias": "none",
         },
         {"init_weights": True, "sparse": False, "very_sparse": False},
         bits=frozenset({4}),
@@ -304,7 +297,7 @@ class Vblora(
     bridge=Bridge(
         "vblora",
         "VBLoRAConfig",
-        {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2, "vblora_dropout": 0.0, "bias": "none"},
+        {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2, "vblora_dropout": 0.0},
         {"save_only_topk_weights": False, "init_vector_bank_bound": 0.02, "init_logits_std": 0.1},
         identity=False,
     ),
@@ -326,7 +319,7 @@ class C3a(
     bridge=Bridge(
         "c3a",
         "C3AConfig",
-        {"block_size": 256, "bias": "none"},
+        {"block_size": 256},
         {"init_weights": True, "block_size_pattern": {}},
     ),
 ):
@@ -338,7 +331,7 @@ class Delora(
     bridge=Bridge(
         "delora",
         "DeloraConfig",
-        {"r": 8, "delora_lambda": 15.0, "module_dropout": 0.0, "bias": "none"},
+        {"r": 8, "delora_lambda": 15.0, "module_dropout": 0.0},
         {"init_weights": True, "rank_pattern": {}, "lambda_pattern": {}},
     ),
 ):
@@ -380,6 +373,8 @@ class PromptTuning(
 ):
     """Learns vectors that stand before each row's tokens (https://arxiv.org/abs/2104.08691)."""
 
+    training_defaults = MappingProxyType({"learning_rate": 3e-2})
+
 
 class PrefixTuning(
     PeftMethod,
@@ -399,6 +394,8 @@ class PrefixTuning(
     ),
 ):
     """Learns keys and values that each layer's attention finds before each row's (https://arxiv.org/abs/2101.00190)."""
+
+    training_defaults = MappingProxyType({"learning_rate": 3e-2})
 
 
 BRIDGED: tuple[type[PeftMethod], ...] = (

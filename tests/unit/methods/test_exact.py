@@ -23,6 +23,11 @@ VARIANTS = {
     "pissa_niter": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="pissa_niter_2")),
     "olora": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="olora")),
     "orthogonal": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="orthogonal")),
+    "all biases": lambda mlp: Lora(LoraConfig(r=4, bias="all")),
+    "adapted biases": lambda mlp: Lora(LoraConfig(r=4, bias="lora_only", target_modules=mlp)),
+    "whole modules": lambda mlp: Lora(
+        LoraConfig(r=4, modules_to_save=["embed_in" if "dense" in mlp else "embed_tokens"])
+    ),
     "dora": lambda mlp: Dora(DoraConfig(r=4)),
     "magnitudes": lambda mlp: Dora(DoraConfig(r=4, magnitude_only_modules=[mlp])),
 }
@@ -52,7 +57,9 @@ def test_identity_then_training_then_the_same_after_loading_and_merging(method, 
     assert torch.allclose(logits(adapted), before, atol=2e-5)
 
     learned = trained(adapted)
-    assert all("lora_" in name or "trainable_tokens" in name for name in learned)
+    assert all(
+        any(part in name for part in ("lora_", "trainable_tokens", "bias", "modules_to_save")) for name in learned
+    )
     rest = digest(parameter for name, parameter in adapted.named_parameters() if name not in learned)
     losses = train(adapted)
     assert losses[-1] < losses[0]
