@@ -240,7 +240,7 @@ def require_base(config: LoraConfig, quantization: QuantizationConfig) -> None:
     """
     if quantization.load_in_8bit and config.use_dora:
         raise ValueError(
-            "DoRA does not run on a base in 8 bits: bitsandbytes cannot give its weights back for it; use 4"
+            "a base in 8 bits does not go with DoRA: bitsandbytes cannot give its weights back for it; use 4"
         )
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(("pissa", "olora")):
         raise ValueError(

@@ -129,7 +129,7 @@ def test_eight_bits_train_lora_and_refuse_dora(tiny_model_dir, tmp_path):
     assert all(torch.equal(module.weight.data, old) for module, old in zip(integers, weights, strict=True))
     with pytest.raises(ModelError, match="LF-MODEL-074"):
         apply(Lora(LoraConfig(use_dora=True)), load(tiny_model_dir("llama"), {"load_in_8bit": True}), tmp_path)
-    with pytest.raises(ValidationError, match="DoRA does not run on a base in 8 bits"):
+    with pytest.raises(ValidationError, match="a base in 8 bits does not go with DoRA"):
         DoraConfig(quantization=QuantizationConfig(load_in_8bit=True))
     with pytest.raises(ValidationError, match="takes the base's weights apart"):
         QloraConfig(init_lora_weights="pissa")
