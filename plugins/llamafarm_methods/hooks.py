@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamafarm.api import Method, hookimpl
-from llamafarm_methods.bridge import BRIDGED
+from llamafarm_methods.bridged import BRIDGED
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.freeze import Freeze
 from llamafarm_methods.full import Full

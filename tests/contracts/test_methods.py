@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llamafarm.testing.contracts import MethodContract
-from llamafarm_methods.bridge import Ia3, LnTuning, PrefixTuning, PromptTuning
+from llamafarm_methods.bridged import Ia3, LnTuning, PrefixTuning, PromptTuning
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.freeze import Freeze
 from llamafarm_methods.full import Full

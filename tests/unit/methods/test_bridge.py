@@ -14,7 +14,7 @@ from llamafarm.errors import ModelError
 from llamafarm.models._adapter import without_idle_warnings
 from llamafarm.models._generate import Sampling, generate
 from llamafarm.models._load import load_tokenizer
-from llamafarm_methods.bridge import BRIDGED
+from llamafarm_methods.bridged import BRIDGED
 from llamafarm_tuners.pytorch._checkpoints import restore
 from llamafarm_tuners.pytorch.tuner import BRIDGED as RUN_BY_THE_TUNER
 

@@ -11,7 +11,7 @@ import pytest
 from llamafarm.api import AdapterSpec, Method, NoConfig
 from llamafarm.core.registry import load_registry
 from llamafarm.core.stacking import clash, stacking_table, traits
-from llamafarm_methods.bridge import BRIDGED
+from llamafarm_methods.bridged import BRIDGED
 from llamafarm_methods.config import QloraConfig, QuantizationConfig
 from llamafarm_methods.qlora import Qlora
 

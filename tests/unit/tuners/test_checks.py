@@ -8,7 +8,7 @@ import pytest
 from llamafarm.api import Decision, DeviceSpec
 from llamafarm.errors import NetworkError, Problem
 from llamafarm.testing.fresh import heavy_after
-from llamafarm_methods.bridge import Loha, PrefixTuning, PromptTuning
+from llamafarm_methods.bridged import Loha, PrefixTuning, PromptTuning
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
