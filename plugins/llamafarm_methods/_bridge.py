@@ -9,15 +9,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llamafarm.api import RunContext
 from llamafarm.errors import ModelError
 from llamafarm.models._adapter import without_idle_warnings
 from llamafarm_methods._place import norm_layers, place, require_placed
+from llamafarm_methods._tokens import warn_of_new_tokens
 from llamafarm_methods.bridge import Bridge, PeftConfig
 from llamafarm_methods.config import TargetConfig
 from llamafarm_methods.targets import named
 
 
-def attach(model: Any, bridge: Bridge, config: PeftConfig | TargetConfig) -> nn.Module:
+def attach(model: Any, bridge: Bridge, config: PeftConfig | TargetConfig, run: RunContext) -> nn.Module:
     """The model with what is trained.
 
     Raises:
@@ -44,6 +46,7 @@ def attach(model: Any, bridge: Bridge, config: PeftConfig | TargetConfig) -> nn.
         ) from error
     if paths:
         require_placed(adapted, paths)
+    warn_of_new_tokens(model, run, "modules_to_save" if paths else "")
     return hide_virtual_tokens(adapted, bridge)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from llamafarm.api import RunContext
 from llamafarm.errors import ModelError, nearest
+from llamafarm_methods._tokens import warn_of_new_tokens
 from llamafarm_methods.freeze import FreezeConfig
 from llamafarm_methods.targets import matching
 
@@ -37,6 +38,7 @@ def thaw(model: nn.Module, config: FreezeConfig, run: RunContext) -> nn.Module:
             hint="set freeze_trainable_layers above 0, or name freeze_extra_modules",
         )
     _tell_of_tied(model, run)
+    warn_of_new_tokens(model, run, "freeze_extra_modules")
     return model
 
 

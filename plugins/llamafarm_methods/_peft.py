@@ -14,6 +14,7 @@ from llamafarm.api import RunContext
 from llamafarm.errors import ModelError
 from llamafarm.models._adapter import repeatable
 from llamafarm_methods._place import Placement, place, require_placed
+from llamafarm_methods._tokens import with_new_tokens
 from llamafarm_methods.config import LoraConfig
 from llamafarm_methods.targets import matching, named
 
@@ -40,10 +41,11 @@ def attach_lora(
     placement = place(model, config)
     _require_patterns(config, placement.paths)
     plain = named(magnitude_only, placement.paths, "magnitude_only_modules") if magnitude_only else set()
+    settings = with_new_tokens(_peft_config(config, placement, sorted(plain)), model, placement.paths, run)
     # a randomized decomposition is made anew whenever the adapter is loaded, and has to come out the same
     randomized = str(config.init_lora_weights).startswith("pissa_niter")
     with repeatable() if randomized else nullcontext():
-        adapted = peft.get_peft_model(model, _peft_config(config, placement, sorted(plain)))
+        adapted = peft.get_peft_model(model, settings)
     require_placed(adapted, placement.paths)
     _keep_magnitudes_only(adapted, plain)
     return adapted

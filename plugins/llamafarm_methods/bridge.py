@@ -150,7 +150,7 @@ class PeftMethod(Method[PeftConfig]):
         """
         from llamafarm_methods._bridge import attach
 
-        return attach(model, self.bridge, self.config)
+        return attach(model, self.bridge, self.config, run)
 
     def restore(self, model: nn.Module, folder: Path) -> nn.Module:
         """Give logits for the row's own tokens alone, as after `apply`."""

@@ -14,7 +14,10 @@ from llamafarm.errors import ModelError
 from llamafarm.models._adapter import without_idle_warnings
 from llamafarm.models._generate import Sampling, generate
 from llamafarm.models._load import load_tokenizer
+from llamafarm.models.vocabulary import Additions, remember_additions
+from llamafarm.testing.run_context import RecordingRun
 from llamafarm_methods.bridged import BRIDGED
+from llamafarm_methods.freeze import Freeze, FreezeConfig
 from llamafarm_tuners.pytorch._checkpoints import restore
 from llamafarm_tuners.pytorch.tuner import BRIDGED as RUN_BY_THE_TUNER
 
@@ -172,3 +175,22 @@ def test_what_scales_its_input_must_be_adapted(tiny_model_dir, tmp_path):
 
 def test_the_tuner_runs_every_one_of_them():
     assert set(BY_NAME) == set(RUN_BY_THE_TUNER)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (build("ia3"), "add embed_tokens and lm_head to modules_to_save"),
+        (build("ia3", modules_to_save=["embed_tokens"]), "add lm_head to modules_to_save"),
+        (build("ia3", modules_to_save=["embed_tokens", "lm_head"]), None),
+        (build("prompt-tuning"), "take the method lora"),
+        (Freeze(FreezeConfig()), "add embed_tokens and lm_head to freeze_extra_modules"),
+        (Freeze(FreezeConfig(freeze_extra_modules="embed_tokens lm_head")), None),
+    ],
+)
+def test_new_tokens_that_are_not_learned_are_told_of(method, expected, tiny_model_dir, tmp_path):
+    model, run = load(tiny_model_dir("llama")), RecordingRun(tmp_path)
+    remember_additions(model, Additions(400, {"<|new|>": 399}))
+    method.apply(model, run)
+    warnings = [event.fields["message"] for event in run.events if event.type == "warning"]
+    assert warnings == ([f"the new tokens <|new|> are not learned; {expected}"] if expected else [])
