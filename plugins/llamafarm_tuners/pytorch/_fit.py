@@ -20,12 +20,21 @@ from llamafarm.models._load import quiet
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match, questions
 from llamafarm_tuners.pytorch._checkpoints import BEST
-from llamafarm_tuners.pytorch._model import count_parameters, model_for, seed_everything, tokenizer_for
+from llamafarm_tuners.pytorch._model import (
+    count_parameters,
+    keep_trained_format,
+    model_for,
+    say_precision,
+    seed_everything,
+    tokenizer_for,
+)
+from llamafarm_tuners.pytorch._stability import compiled, process_switches
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch._train import Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
+from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
@@ -61,18 +70,19 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
         LlamaFarmError: For everything a user can mend.
     """
     quiet()
-    mixed = autocast(config.training, plan)
-    accelerator = _accelerator(plan, mixed)
+    accelerator = _accelerator(plan, autocast(config.training, plan))
+    training = settle_batches(config.training, plan.given, accelerator.num_processes)
+    config = config.model_copy(update={"training": training})
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
-    with _memory_explained(plan):
-        return _carry_out(job, mixed)
+    with _memory_explained(plan), process_switches(config.training, plan):
+        return _carry_out(job)
 
 
-def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
-    config, plan, accelerator = job.config, job.plan, job.accelerator
-    work, parameters = _prepare(job, mixed)
+def _carry_out(job: Fit) -> TrainingResult:
+    plan, accelerator = job.plan, job.accelerator
+    work, parameters = _prepare(job)
     job.run.emit("phase", name="training")
-    with _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"):
+    with compiled(work.trained.model, work.training, plan):
         course = train(work, job.run)
     _exact_match(job, "tuned", work.trained.model, work.trained)
     metrics = _metrics(course, job.results)
@@ -83,7 +93,7 @@ def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
-def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
+def _prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
     config, plan, run = job.config, job.plan, job.run
     run.emit("phase", name="loading model")
@@ -92,12 +102,14 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     sides = tokenized_sides(config, job.data, tokenizer, run)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
-    model: Any = model_for(config, plan, mixed, tokenizer, run)
+    model: Any = model_for(config, plan, tokenizer, run)
+    say_precision(model, config, plan, run)
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
     for method in plan.methods:
         model = method.apply(model, run)
+    keep_trained_format(model, config.training)
     names = " + ".join(method.name for method in plan.methods)
     counts = count_parameters(model)
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
@@ -213,16 +225,6 @@ def _memory_explained(plan: RunPlan) -> Iterator[None]:
             hint="set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
             "then gradient_checkpointing: true, a smaller max_seq_length, method qlora",
         ) from error
-
-
-@contextmanager
-def _matmul_precision(*, tf32: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llamafarm.api import BaseModelConfig, Example, RunContext, RunPlan
+from llamafarm.api import BaseModelConfig, Example, RunContext, RunPlan, TrainingConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._load import load_model, load_tokenizer, require_room
 from llamafarm.models._scratch import new_model, train_tokenizer
 from llamafarm_tuners.pytorch.config import PytorchConfig
-from llamafarm_tuners.pytorch.precision import Autocast, attention, quantization, weights
+from llamafarm_tuners.pytorch.kernels import attention, in_words
+from llamafarm_tuners.pytorch.precision import base_format, quantization, trained_format
 
 
 def seed_everything(seed: int) -> None:
@@ -38,16 +39,15 @@ def tokenizer_for(base: BaseModelConfig, examples: Sequence[Example]) -> PreTrai
 
 
 def model_for(
-    config: PytorchConfig, plan: RunPlan, mixed: Autocast, tokenizer: PreTrainedTokenizerBase, run: RunContext
+    config: PytorchConfig, plan: RunPlan, tokenizer: PreTrainedTokenizerBase, run: RunContext
 ) -> PreTrainedModel:
     """The base model, in the precision that the run and its methods need."""
     base = config.base_model
+    dtype: torch.dtype = getattr(torch, base_format(config, plan))
     if base.from_scratch is not None:
-        return new_model(base.from_scratch, tokenizer)
+        return new_model(base.from_scratch, tokenizer).to(dtype)
     specs = [method.adapter() for method in plan.methods]
-    changes_base = any(spec.changes_base for spec in specs)
     asked = next((spec.quantization for spec in specs if spec.quantization), {})
-    dtype = getattr(torch, weights(base, mixed, plan.device, changes_base=changes_base))
     arguments: dict[str, Any] = {"quantization": quantization(asked, base, plan.device), "device": _device(plan)}
     kernel = attention(config, plan)
     try:
@@ -59,6 +59,23 @@ def model_for(
         run.emit("notice", message=f"this architecture does not support {kernel} attention: its own choice is used")
     require_room(model, tokenizer)
     return model
+
+
+def keep_trained_format(model: nn.Module, training: TrainingConfig) -> None:
+    """Bring all weights that are trained into one format: fp32 unless the user asked otherwise.
+
+    PEFT does so for its adapters, but not for the parts of a 16-bit base that are trained whole.
+    """
+    wanted: torch.dtype = getattr(torch, trained_format(training))
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
+
+
+def say_precision(model: PreTrainedModel, config: PytorchConfig, plan: RunPlan, run: RunContext) -> None:
+    """Say what the run computes with, as it is and not as it was asked for."""
+    kernel = str(getattr(model.config, "_attn_implementation", None) or "the architecture's own")
+    run.emit("notice", message=in_words(config, plan, kernel, str(model.dtype)))
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:

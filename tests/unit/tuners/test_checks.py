@@ -10,7 +10,7 @@ from llamafarm.errors import NetworkError, Problem
 from llamafarm.testing.fresh import heavy_after
 from llamafarm_methods.full import Full
 from llamafarm_methods.qlora import Qlora
-from llamafarm_tuners.pytorch import checks, precision
+from llamafarm_tuners.pytorch import checks, kernels, precision
 
 CUDA = DeviceSpec("cuda", "NVIDIA X", details={"bf16": True})
 OLD_CUDA = DeviceSpec("cuda", "NVIDIA T4", details={"bf16": False})
@@ -42,7 +42,7 @@ def without(monkeypatch):
         def absent(name: str, *rest: Any) -> Any:
             return None if name in packages else find(name, *rest)
 
-        for module in (checks, precision):
+        for module in (checks, kernels):
             monkeypatch.setattr(module, "find_spec", absent)
 
     return hide
@@ -114,7 +114,7 @@ def test_flash_attention_needs_its_package(make, without):
     without("flash_attn")
     problem = findings(make(options, ("training.use_flash_attention",), CUDA))[0]["LF-PLUGIN-021"]
     assert "pip install flash-attn" in problem.hint
-    assert precision.attention(*make(options, (), CUDA)) is None
+    assert kernels.attention(*make(options, (), CUDA)) is None
 
 
 def test_two_attention_kernels_are_refused(make):
@@ -181,18 +181,14 @@ def test_an_adapter_on_a_random_base_is_refused(make):
         ("auto", "cpu", None, "float32"),
         ("float16", "cpu", None, "float32"),
         ("bfloat16", "cpu", None, "bfloat16"),
-        ("float16", "cuda", None, "float16"),
+        ("float16", "cuda", None, "bfloat16"),  # autocast's format decides
         ("auto", "cuda", None, "bfloat16"),
         ("bfloat16", "cuda", FULL, "float32"),
     ],
 )
 def test_what_the_base_is_loaded_in(make, asked, device, method, expected):
     config, plan = make(base(torch_dtype=asked) | training(bf16=True), device=DeviceSpec(device, device), method=method)
-    changes_base = plan.methods[0].adapter().changes_base
-    got = precision.weights(
-        config.base_model, precision.autocast(config.training, plan), plan.device, changes_base=changes_base
-    )
-    assert got == expected
+    assert precision.base_format(config, plan) == expected
     said = "base_model.torch_dtype" in findings((config, plan))[1]
     assert said == (asked not in ("auto", expected))
 
