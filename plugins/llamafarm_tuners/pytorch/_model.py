@@ -16,7 +16,7 @@ from llamafarm.errors import ModelError
 from llamafarm.models._load import load_model, load_tokenizer, require_room
 from llamafarm.models._scratch import new_model, train_tokenizer
 from llamafarm_tuners.pytorch.config import PytorchConfig
-from llamafarm_tuners.pytorch.kernels import attention, in_words
+from llamafarm_tuners.pytorch.kernels import attention, attention_asked, in_words, unusable_kernel
 from llamafarm_tuners.pytorch.precision import base_format, quantization, trained_format
 
 
@@ -74,6 +74,9 @@ def keep_trained_format(model: nn.Module, training: TrainingConfig) -> None:
 
 def say_precision(model: PreTrainedModel, config: PytorchConfig, plan: RunPlan, run: RunContext) -> None:
     """Say what the run computes with, as it is and not as it was asked for."""
+    asked = attention_asked(config, plan)
+    if refused := unusable_kernel(asked, config, plan):
+        run.emit("notice", message=f"{asked} is not used: {refused.reason}; {refused.hint}")
     kernel = str(getattr(model.config, "_attn_implementation", None) or "the architecture's own")
     run.emit("notice", message=in_words(config, plan, kernel, str(model.dtype)))
 
