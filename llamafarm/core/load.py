@@ -112,7 +112,7 @@ class _Loading:
         return stack
 
     def choose_fragments(self, written: Layer, request: Request) -> None:
-        """Take `--set defaults.KEY=NAME` and its variable into account: fragments are below what they are laid under."""
+        """Take `--set defaults.KEY=NAME` and its variable into account: fragments are read before overrides."""
         overrides = Overrides(self.registry, {}, [])  # their problems are found again when they are all read
         for layer in (overrides.environment(), *overrides.sets(request.sets)):
             chosen = layer.values.get("defaults")

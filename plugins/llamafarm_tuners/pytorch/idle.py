@@ -9,9 +9,13 @@ from llamafarm_tuners.pytorch.config import PytorchConfig
 
 
 def idle_settings(config: PytorchConfig, plan: RunPlan) -> Iterator[Decision]:
-    """A decision for each setting that was written down and has no effect in this combination."""
+    """A decision for each setting that was written down, also in a device block, and has no effect in this combination.
+
+    What a profile suggests for all is left out.
+    """
+    blocks = {decision.subject for decision in plan.decisions if decision.reason.startswith("from ")}
     for path, idle, reason in _table(config):
-        given = path in plan.given or any(known.startswith(f"{path}.") for known in plan.given)
+        given = path in plan.given or path in blocks or any(known.startswith(f"{path}.") for known in plan.given)
         if idle and given:
             yield Decision(path, "no effect", reason)
 

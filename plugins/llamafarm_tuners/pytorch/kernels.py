@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from importlib.util import find_spec
 from typing import NamedTuple
 
 from llamafarm.api import FineTunerConfig, RunPlan, TrainingConfig
+from llamafarm.models.kernels import cpp_compiler
 from llamafarm_tuners.pytorch.precision import autocast, base_format, trained_format
 
 
@@ -76,7 +75,7 @@ def uncompilable(training: TrainingConfig, plan: RunPlan) -> Refusal | None:
     if plan.device.type == "cuda" and find_spec("triton") is None:
         hint = "pip install triton, or leave torch_compile out"
         return Refusal("LF-TRAIN-034", "torch.compile needs the package triton", hint)
-    if plan.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+    if plan.device.type == "cpu" and cpp_compiler() is None:
         reason = "torch.compile needs a C++ compiler to build for the CPU, and there is none (CXX, g++, clang++)"
         return Refusal("LF-TRAIN-034", reason, "install g++, or leave torch_compile out")
     return None
