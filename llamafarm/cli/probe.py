@@ -108,9 +108,9 @@ def carry_out(trial: Trial, registry: Registry, listener: Callable[[Event], None
             train(loaded, planned, registry, listen)
         except NumericError as error:
             verdict.failures.append(str(error.problems[0]))
-    _judge(verdict, trial)
+    judge(verdict, trial)
     if verdict.failures:
-        verdict.remedies = _remedies(training)
+        verdict.remedies = _remedies(training, trial)
     return verdict
 
 
@@ -127,7 +127,8 @@ def _collect(fields: Mapping[str, Any], verdict: Verdict) -> None:
         verdict.grad_norms.append(float(fields.get("grad_norm", 0.0)))
 
 
-def _judge(verdict: Verdict, trial: Trial) -> None:
+def judge(verdict: Verdict, trial: Trial) -> None:
+    """Add to a verdict what its losses and gradient norms say."""
     losses, norms = verdict.losses, verdict.grad_norms
     if not losses:
         verdict.failures = verdict.failures or ["not one step was taken"]
@@ -151,8 +152,10 @@ def _judge(verdict: Verdict, trial: Trial) -> None:
         verdict.notes.append(f"the loss does not fall: {statistics.fmean(losses[:_WINDOW]):.4g}, then {last:.4g}")
 
 
-def _remedies(training: TrainingConfig) -> list[str]:
-    """What helps against numbers that go wrong, the mildest first, as options to add."""
+def _remedies(training: TrainingConfig, trial: Trial) -> list[str]:
+    """What helps, the mildest first, as options to add."""
+    if trial.overfit:
+        return [f"--steps {2 * trial.steps}", f"--set training.learning_rate={training.learning_rate * 3:g}"]
     half = "training.bf16=false" if training.bf16 else "training.fp16=false" if training.fp16 else ""
     steps: Sequence[tuple[str, bool]] = (
         ("training.disable_flash_sdpa=true", not training.disable_flash_sdpa),

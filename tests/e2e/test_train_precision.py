@@ -12,6 +12,25 @@ from llamafarm_tuners.pytorch import _fit
 pytestmark = pytest.mark.e2e
 
 
+ONE_LAYER = {
+    "from_scratch": {
+        "architecture": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 128,
+        },
+        "vocab_size": 300,
+        "extra_tokens": ["<|user|>", "<|assistant|>"],
+        "chat_template": "{% for m in messages %}<|{{ m.role }}|>"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eos|>{% endgeneration %}"
+        "{% else %}{{ m.content }}<|eos|>{% endif %}{% endfor %}",
+    }
+}
+
+
 @pytest.fixture
 def seen(monkeypatch):
     """What the process looks like while it trains."""
@@ -65,11 +84,11 @@ def test_trained_weights_are_fp32_unless_asked_otherwise(
 
 def test_losses_in_16_bits_are_those_in_32_within_their_precision(fit):
     full = fit("lora", max_steps=5, learning_rate=1e-3).losses
-    # bf16 has 8 significant bits, so a product is off by up to 2^-9; over two layers and the mean of a batch the loss
-    # of this model was off by 2e-3 at most
-    assert fit("lora", max_steps=5, learning_rate=1e-3, bf16=True).losses == pytest.approx(full, rel=1e-2)
+    # bf16 has 8 significant bits, so a product is off by up to 2^-9 = 2e-3; the mean over a batch evens most of it out:
+    # the losses of this model were off by 4e-5
+    assert fit("lora", max_steps=5, learning_rate=1e-3, bf16=True).losses == pytest.approx(full, rel=1e-3)
     frozen = fit("lora", max_steps=5, learning_rate=1e-3, base={"torch_dtype": "bfloat16", **_model(fit)})
-    assert frozen.losses == pytest.approx(full, rel=1e-2)
+    assert frozen.losses == pytest.approx(full, rel=1e-3)
     assert frozen.losses != full
 
 
@@ -109,13 +128,17 @@ def test_a_compiled_model_is_what_trains_and_its_names_are_clean(fit, seen, meth
         AutoModelForCausalLM.from_pretrained(done.folder)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # inductor's own import
 def test_inductor_trains_the_same(fit, seen):
     from llamafarm.models.kernels import cpp_compiler
 
     if cpp_compiler() is None:
         pytest.skip("no C++ compiler here")
-    plain = fit("lora", max_steps=2, learning_rate=1e-3).losses
-    done = fit("lora", max_steps=2, learning_rate=1e-3, torch_compile=True)
+    # one layer and one step: half a minute of compiling without inductor's cache
+    plain = fit("full", base=ONE_LAYER, max_steps=1).losses
+    done = fit("full", base=ONE_LAYER, max_steps=1, torch_compile=True)
     assert seen["graphs"] > 0
     # fused sums in another order
     assert done.losses == pytest.approx(plain, rel=1e-4)

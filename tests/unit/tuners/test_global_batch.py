@@ -51,8 +51,10 @@ def test_the_third_number_follows_from_two(options, told, devices, expected):
             {"global_batch_size": 128, "batch_size": 7},
             (MICRO,),
             2,
-            "batch_size 7 (at s.yaml:1) does not divide 128 rows over 2 devices; "
-            "set batch_size: 4 or 8, or set global_batch_size: 126 or 140",
+            (
+                "batch_size 7 (at s.yaml:1) does not divide 128 rows over 2 devices; "
+                "set batch_size: 4 or 8, or set global_batch_size: 126 or 140"
+            ),
         ),
         ({"global_batch_size": 4, "batch_size": 8}, (MICRO,), 1, "set batch_size: 4, or set global_batch_size: 8"),
         (
