@@ -176,7 +176,9 @@ def test_a_healthy_strategy_is_tried_and_nothing_is_left(cli, tmp_path, tiny_dat
     assert len(trial["losses"]) == len(trial["grad_norms"]) == 6
     assert trial["failures"] == trial["remedies"] == []
     assert set(tmp_path.rglob("*")) == before
-    overfit = json.loads(cli("doctor", strategy, "--overfit", "--steps", "60", "--json").out)["trial"]
+    overfit = json.loads(cli("doctor", strategy, "--overfit", "--steps", "60", "--set", "method=full", "--json").out)[
+        "trial"
+    ]
     assert overfit["ok"] is True
     assert overfit["losses"][-1] < 0.1
 
