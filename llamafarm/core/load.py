@@ -78,12 +78,11 @@ class _Loading:
         source = find_strategy(request.strategy, self.registry) if request.strategy is not None else None
         written = self.read(source) if source else Layer()
         self.choose_fragments(written, request)
-        below = self.canonical([*self.fragments(written), written], [])
-        strategy = merge(below)
+        below, strategy = self.canonical([*self.fragments(written), written], Layer())
         overrides = Overrides(self.registry, strategy.values, self.problems)
         layers = [overrides.environment(), overrides.flags(request.flags), *overrides.sets(request.sets)]
-        above = self.canonical(layers, below)
-        values = merge([*below, *above]).values
+        above, overridden = self.canonical(layers, strategy)
+        values = overridden.values
         device, probes = choose_device(values, self.registry)
         weak = [*self.method_defaults(values), suggestions(values, self.registry, device, probes.get(device))]
         merged = merge([*weak, *below, device_block(strategy, device), *above])
@@ -102,17 +101,21 @@ class _Loading:
         self.problems.extend(problem for problem in found.problems if problem not in self.problems)
         self.notices.extend(found.notices)
 
-    def canonical(self, layers: list[Layer], below: list[Layer]) -> list[Layer]:
-        """The layers in canonical shape; each may lean on the types that those below it name."""
+    def canonical(self, layers: list[Layer], below: Layer) -> tuple[list[Layer], Layer]:
+        """The layers in canonical shape, and all merged; each may lean on the types that those below it name."""
         stack: list[Layer] = []
+        merged = below
         for layer in layers:
-            found = canonicalize(layer, self.registry, merge([*below, *stack]).values)
+            found = canonicalize(layer, self.registry, merged.values)
             self.collect(found)
             stack.append(found)
-        return stack
+            merged = merge([merged, found])
+        return stack, merged
 
     def choose_fragments(self, written: Layer, request: Request) -> None:
         """Take `--set defaults.KEY=NAME` and its variable into account: fragments are read before overrides."""
+        if not isinstance(written.values.get("defaults", {}), dict):
+            return  # a problem of its own
         overrides = Overrides(self.registry, {}, [])  # their problems are found again when they are all read
         for layer in (overrides.environment(), *overrides.sets(request.sets)):
             chosen = layer.values.get("defaults")

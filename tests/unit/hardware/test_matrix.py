@@ -391,3 +391,8 @@ def test_two_widths_name_both_places(resolve):
     assert problem.id == "LF-TRAIN-012"
     assert "s.yaml:6:7" in problem.where
     assert "s.yaml:4:21" in problem.message
+
+
+def test_defaults_that_are_no_mapping_are_refused_also_beside_an_override(resolve):
+    with pytest.raises(LlamaFarmError, match="defaults"):
+        resolve("cpu", "defaults: 5\n", "defaults.stability=stable")
