@@ -114,11 +114,11 @@ class _Loading:
 
     def choose_fragments(self, written: Layer, request: Request) -> None:
         """Take `--set defaults.KEY=NAME` and its variable into account: fragments are read before overrides."""
-        if not isinstance(written.values.get("defaults", {}), dict):
-            return  # a problem of its own
         overrides = Overrides(self.registry, {}, [])  # their problems are found again when they are all read
         for layer in (overrides.environment(), *overrides.sets(request.sets)):
             chosen = layer.values.get("defaults")
+            if chosen and not isinstance(written.values.get("defaults", {}), dict):
+                del written.values["defaults"]  # as when they are merged: what stands above replaces it
             for key, name in chosen.items() if isinstance(chosen, dict) else ():
                 written.put(("defaults", key), name, layer.origins[("defaults", key)])
 

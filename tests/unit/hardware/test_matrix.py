@@ -393,6 +393,7 @@ def test_two_widths_name_both_places(resolve):
     assert "s.yaml:4:21" in problem.message
 
 
-def test_defaults_that_are_no_mapping_are_refused_also_beside_an_override(resolve):
-    with pytest.raises(LlamaFarmError, match="defaults"):
-        resolve("cpu", "defaults: 5\n", "defaults.stability=stable")
+def test_defaults_that_are_no_mapping_are_refused_or_replaced(resolve):
+    with pytest.raises(LlamaFarmError, match="defaults must be a mapping"):
+        resolve("cpu", "defaults: 5\n")
+    assert resolve("cpu", "defaults: 5\n", "defaults.stability=stable").figures[2] == "eager"
