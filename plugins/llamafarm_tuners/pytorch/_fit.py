@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
         raise StrategyError(problems)
 
 
-def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> None:
+def _exact_match(job: Fit, which: str, model: Any, trained: Trained) -> None:
     """Measure exact match of the `base` or the `tuned` model, if that is wanted."""
     config = job.config.evaluation
     wanted = config.exact_match and job.data.eval and (which == "tuned" or config.baseline)
@@ -155,7 +155,9 @@ def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> No
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in asked.left_out.items())
         job.run.emit("notice", message=f"exact_match answers {len(asked.prompts):,} conversations; not: {reasons}")
     job.run.emit("phase", name="evaluating")
-    share, samples = exact_match(model, trained.tokenizer, asked, config, job.accelerator.device)
+    flash = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
+    with job.accelerator.autocast() if flash else nullcontext():  # that kernel computes in 16 bits only
+        share, samples = exact_match(model, trained.tokenizer, asked, config, job.accelerator.device)
     job.results["exact_match_base" if which == "base" else "exact_match"] = share
     job.results["samples_base" if which == "base" else "samples"] = samples
     job.run.emit("exact_match", model=which, exact_match=share, samples=len(asked.prompts))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llamafarm.api import RunPlan, TrainingConfig
+from llamafarm.errors import StrategyError
 from llamafarm_tuners.pytorch.kernels import uncompilable
 from llamafarm_tuners.pytorch.precision import computes
 
@@ -44,16 +45,26 @@ def compiled(model: nn.Module, training: TrainingConfig, plan: RunPlan) -> Itera
     In place, because a wrapper would put `_orig_mod.` in front of the names of all weights, and because who holds the
     model then runs the compiled one. Undone at the end: generating answers, with a new length at each token, would
     compile without end.
+
+    Raises:
+        StrategyError: If the compiler fails.
     """
     if not training.torch_compile or uncompilable(training, plan):
         yield
         return
+    from torch._dynamo.exc import TorchDynamoException  # a second, for those who compile
+
     model.compile(backend=training.torch_compile_backend)
     try:
         yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split())
+        where = plan.given.get("training.torch_compile", "")
+        message = f"the model cannot be compiled: {reason[:300]}"
+        raise StrategyError.of("LF-TRAIN-036", message, where=where, hint="leave training.torch_compile out") from error
     finally:
         model._compiled_call_impl = None  # noqa: SLF001  # torch has no public way back
-        torch.compiler.reset()
+        torch.compiler.reset()  # what is compiled counts against a limit, beyond which torch silently compiles no more
 
 
 @contextmanager

@@ -163,6 +163,12 @@ def _base_format(config: PytorchConfig, plan: RunPlan, *, changes_base: bool) ->
         yield Decision(path, used, "weights that are trained are kept in fp32")
     elif mixed == "no" and trains_parts(plan):
         yield Decision(path, used, "parts are trained whole, in fp32 (modules_to_save): without autocast all has to be")
+    elif asked == "bfloat16":
+        reason = f"{plan.device.name} does not compute in bfloat16"
+        if path in plan.given:
+            yield Problem("LF-TRAIN-004", f"{path}: {reason}", plan.given[path], "use float16 or float32")
+        else:
+            yield Decision(path, used, reason)
     elif plan.device.type == "cpu":
         yield Decision(path, used, "a CPU has no fp16 arithmetic to speak of")
     elif {path, "training.bf16"} <= set(plan.given):

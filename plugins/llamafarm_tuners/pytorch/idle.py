@@ -42,6 +42,7 @@ def _table(config: PytorchConfig) -> Iterator[tuple[str, bool, str]]:
     yield "training.greater_is_better", not tracked, "only checkpoint-best follows the metric"
     yield "training.length_column_name", True, "lengths are counted in tokens"
     yield "training.packing_length", not training.packing, "packing is off"
+    yield "training.torch_compile_backend", not training.torch_compile, "torch_compile is off"
     yield "training.use_ipex", training.use_ipex, "its optimizations are part of torch itself by now"
     yield "training.dataloader_num_workers", training.dataloader_num_workers > 0, in_memory
     yield "training.dataloader_pin_memory", True, in_memory

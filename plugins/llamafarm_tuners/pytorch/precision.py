@@ -36,6 +36,8 @@ def weights(base: BaseModelConfig, mixed: Autocast, device: DeviceSpec, *, chang
         return "float32"
     if base.torch_dtype == "auto":
         return "bfloat16" if mixed == "bf16" and device.type == "cuda" else "float32"
+    if base.torch_dtype == "bfloat16" and not computes(device, "bf16"):
+        return "float32"
     if base.torch_dtype == "float16":
         return "float32" if device.type == "cpu" else "bfloat16" if mixed == "bf16" else "float16"
     return base.torch_dtype

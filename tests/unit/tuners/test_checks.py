@@ -90,6 +90,16 @@ def test_what_cannot_work_is_refused_if_somebody_wrote_it_and_left_out_with_a_re
     assert decisions[path].reason
 
 
+def test_a_base_in_bf16_needs_a_device_that_computes_in_it(make):
+    options, path = base(torch_dtype="bfloat16"), "base_model.torch_dtype"
+    problem = findings(make(options, (path,), OLD_CUDA))[0]["LF-TRAIN-004"]
+    assert problem.where == f"strategy.yaml:{path}"
+    problems, decisions = findings(make(options, (), OLD_CUDA))
+    assert problems == {}
+    assert decisions[path].value == "float32"
+    assert precision.base_format(*make(options, (), OLD_CUDA)) == "float32"
+
+
 def test_bf16_works_on_a_cpu(make):
     assert findings(make(training(bf16=True), ("training.bf16",))) == ({}, {})
 
@@ -235,6 +245,7 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(make, tmp_path):
         ("training.eval_accumulation_steps", training(eval_accumulation_steps=4)),
         ("training.early_stopping_patience", training()),
         ("training.use_ipex", training(use_ipex=True)),
+        ("training.torch_compile_backend", training(torch_compile_backend="eager")),
         ("training.dataloader_num_workers", training(dataloader_num_workers=4)),
         ("training.dataloader_pin_memory", training()),
         ("training.length_column_name", training(group_by_length=True)),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llamafarm.api import DeviceSpec, TrainingConfig
+from llamafarm.errors import StrategyError
 from llamafarm.testing.fresh import fresh
 from llamafarm_tuners.pytorch import kernels
 from llamafarm_tuners.pytorch._model import keep_trained_format
@@ -112,6 +113,18 @@ def test_what_is_compiled_is_what_is_called_and_keeps_its_names(make):
     with compiled(model, TrainingConfig(), plan):
         model(torch.ones(2, 3))
     assert not counters["stats"]
+
+
+def test_a_compiler_that_fails_is_one_clear_line(make):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    options = TrainingConfig(torch_compile=True, torch_compile_backend="aot_eager")
+    failed = BackendCompilerFailed(print, ValueError("no header Python.h"), None)
+    with (
+        pytest.raises(StrategyError, match=r"strategy.yaml:training.torch_compile: .*Python\.h.*LF-TRAIN-036"),
+        compiled(Halved(3, 3), options, make(given=("training.torch_compile",))[1]),
+    ):
+        raise failed
 
 
 def test_without_a_compiler_a_preset_that_compiles_is_run_as_it_is(make, monkeypatch):
