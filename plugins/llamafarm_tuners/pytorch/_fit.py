@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.data.questions import questions
