@@ -133,11 +133,14 @@ class Method(Component[ConfigT]):
     Attributes:
         training_defaults: Weak defaults for `training` that suit this method.
         stacks: True when it may be combined with a method that brings the trainable parameters.
+        excludes: Traits of another method of the stack that it cannot be combined with → the reason. A trait is
+            `quantized-base`, `changes-base`, `virtual-tokens`, or the name of a method.
     """
 
     family = "method"
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     stacks: ClassVar[bool] = False
+    excludes: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def adapter(self) -> AdapterSpec:
@@ -150,6 +153,10 @@ class Method(Component[ConfigT]):
         Raises:
             ModelError: If the model has no place for it.
         """
+
+    def learning_rates(self, model: nn.Module) -> Mapping[str, float]:  # for overriders
+        """Parameters that learn faster or slower than the others: name in `model` → factor of `learning_rate`."""
+        return {}
 
     def files(self, model: nn.Module) -> Mapping[str, str]:  # for overriders
         """Text files, name → content, that are saved beside the weights in the result and in every checkpoint."""

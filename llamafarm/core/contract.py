@@ -53,6 +53,7 @@ training.eval_strategy training.eval_steps training.compute_metrics
 training.early_stopping training.early_stopping_patience training.early_stopping_threshold
 training.load_best_model_at_end training.metric_for_best_model training.greater_is_better
 training.fp16 training.bf16 training.tf32 training.use_flash_attention training.use_cpu_offload
+training.disable_cudnn_sdpa training.disable_flash_sdpa training.torch_compile training.torch_compile_backend
 """
 
 _NEVER: Final = """
@@ -67,6 +68,7 @@ dataset.sources dataset.sample_seed dataset.max_samples dataset.over_long
 dataset.train_on_inputs dataset.prefix_ids dataset.suffix_ids
 training.stage training.max_seq_length training.batch_size training.gradient_accumulation_steps
 training.group_by_length training.curriculum training.packing training.packing_length
+training.global_batch_size training.pure_bf16
 training.optim training.seed training.data_seed
 """
 

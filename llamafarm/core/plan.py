@@ -15,6 +15,7 @@ from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
 from llamafarm.core.registry import DEFAULT_SPLITTER, Registry
+from llamafarm.core.stacking import stack_problems
 from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError, error_for
 from llamafarm.models.locate import locate
 
@@ -42,7 +43,8 @@ def make_plan(loaded: Loaded, registry: Registry, resume: ResumePoint | None = N
     if resume is not None and not tuner.resumes:
         message = f"the fine-tuner {tuner.name!r} cannot resume a run"
         errors.append(StrategyError.of("LF-TRAIN-055", message, hint="start a new run, with --overwrite"))
-    errors += [StrategyError([problem]) for problem in _stack_problems(tuner, methods, loaded)]
+    stacked = stack_problems(tuner, methods, _place_of(loaded, "method"))
+    errors += [StrategyError([problem]) for problem in stacked]
     device = loaded.device or DeviceSpec(loaded.device_type, "absent")
     plan = RunPlan(
         name=loaded.strategy.name,
@@ -104,6 +106,11 @@ def _at(error: LlamaFarmError, origin: Origin | None) -> LlamaFarmError:
     return type(error)(Problem(item.id, item.message, item.where or where, item.hint) for item in error.problems)
 
 
+def _place_of(loaded: Loaded, *path: str) -> str:
+    origin = loaded.origins.get((*TUNER, *path))
+    return origin.place if origin else ""
+
+
 def _components(
     loaded: Loaded, registry: Registry
 ) -> tuple[FineTuner[Any], tuple[Method[Any], ...], DataSplitter[Any] | None]:
@@ -137,28 +144,6 @@ def splitter_of(loaded: Loaded, registry: Registry) -> DataSplitter[Any] | None:
         return None
     assert isinstance(chosen, DataSplitter)
     return chosen
-
-
-def _stack_problems(tuner: FineTuner[Any], methods: tuple[Method[Any], ...], loaded: Loaded) -> Iterator[Problem]:
-    """One method brings the trainable parameters; others may stack on it; the tuner must know each kind."""
-    origin = loaded.origins.get((*TUNER, "method"))
-    where = origin.place if origin else ""
-    bringing = [method.name for method in methods if not method.stacks]
-    if len(bringing) > 1:
-        names = " and ".join(map(repr, bringing))
-        message = f"{names} do not stack: each brings its own trainable parameters"
-        yield Problem("LF-STRATEGY-032", message, where, "keep one of them")
-    if tuner.adapter_kinds and not bringing:
-        names = ", ".join(repr(method.name) for method in methods)
-        yield Problem(
-            "LF-STRATEGY-033", f"{names} trains nothing by itself", where, "stack it on a method such as lora"
-        )
-    for method in methods:
-        kind = method.adapter().kind
-        if kind not in tuner.adapter_kinds:
-            known = ", ".join(sorted(tuner.adapter_kinds))
-            message = f"fine-tuner {tuner.name!r} cannot run method {method.name!r} (kind {kind!r})"
-            yield Problem("LF-STRATEGY-034", message, where, f"it runs: {known}" if known else "it takes no method")
 
 
 def _asked(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], Origin]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +69,13 @@ def generate(
     # Prompts of similar length waste least; answers go back to their places.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
-    with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None):
+    # PEFT would count the padding into the distance between a learned prompt and the row behind it.
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        batch_size = 1
+    with warnings.catch_warnings(), torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
+        warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = _pad_left([encoded[index] for index in chosen], config.pad_token_id, model.device)
