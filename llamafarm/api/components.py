@@ -144,6 +144,19 @@ class Method(Component[ConfigT]):
             ModelError: If the model has no place for it.
         """
 
+    def first_token(self, tokenizer: Any) -> int | None:  # for overriders
+        """The token that every row has to begin with, in training and afterwards; None: rows stay as they are.
+
+        It is put where it is missing, is never learned, and rows never grow beyond their longest length by it.
+
+        Raises:
+            ModelError: If the tokenizer does not have it.
+        """
+        return None
+
+    def finish(self, model: nn.Module, run: RunContext) -> None:  # for overriders
+        """The run is over: take away what `apply` put around the model (hooks), not what it trained."""
+
     def files(self, model: nn.Module) -> Mapping[str, str]:  # for overriders
         """Text files, name → content, that are saved beside the weights in the result and in every checkpoint."""
         return {}

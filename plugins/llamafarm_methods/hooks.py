@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamafarm.api import Method, hookimpl
+from llamafarm_methods.bos_scaling import BosScaling
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
@@ -14,4 +15,4 @@ from llamafarm_methods.qlora import Qlora
 @hookimpl
 def llamafarm_methods() -> Sequence[type[Method[Any]]]:
     """The methods of this package."""
-    return [Lora, Qlora, Full]
+    return [Lora, Qlora, Full, BosScaling]

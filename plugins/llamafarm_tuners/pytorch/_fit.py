@@ -17,6 +17,7 @@ from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
+from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match, questions
 from llamafarm_tuners.pytorch._checkpoints import BEST
@@ -71,14 +72,18 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
     config, plan, accelerator = job.config, job.plan, job.accelerator
     work, parameters = _prepare(job, mixed)
-    job.run.emit("phase", name="training")
-    with _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"):
-        course = train(work, job.run)
-    _exact_match(job, "tuned", work.trained.model, work.trained)
-    metrics = _metrics(course, job.results)
-    if accelerator.is_main_process:
-        job.run.emit("phase", name="saving")
-        _save(job, work.trained, course, metrics)
+    try:
+        job.run.emit("phase", name="training")
+        with _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"):
+            course = train(work, job.run)
+        _exact_match(job, "tuned", work.trained.model, work.trained)
+        metrics = _metrics(course, job.results)
+        if accelerator.is_main_process:
+            job.run.emit("phase", name="saving")
+            _save(job, work.trained, course, metrics)
+    finally:
+        for method in plan.methods:
+            method.finish(work.trained.model, job.run)
     accelerator.wait_for_everyone()
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
@@ -89,13 +94,15 @@ def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
     tokenizer = tokenizer_for(config.base_model, job.data.train)
-    sides = tokenized_sides(config, job.data, tokenizer, run)
+    first = asked_first_token(plan.methods, tokenizer)
+    sides = tokenized_sides(config, job.data, tokenizer, run, first)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
     model: Any = model_for(config, plan, mixed, tokenizer, run)
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
+    set_first_token(model, first)
     for method in plan.methods:
         model = method.apply(model, run)
     names = " + ".join(method.name for method in plan.methods)

@@ -14,7 +14,7 @@ class PytorchTuner(FineTuner[PytorchConfig]):
     """Trains transformers models with PEFT adapters in this process."""
 
     name = "pytorch"
-    adapter_kinds = frozenset({"lora", "full"})
+    adapter_kinds = frozenset({"lora", "full", "bos-scaling"})
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
         """Refuse or explain every setting that would have no effect, or cannot work here."""
