@@ -152,32 +152,28 @@ def segment_starts(ids: torch.Tensor, given: Mapping[str, Any]) -> torch.Tensor:
 
     Args:
         ids: Token ids, (rows, length).
-        given: The other arguments of the call: `attention_mask`, `position_ids`, and the cache under either of its
-            names. What continues from a cache begins nothing.
+        given: The other arguments of the call: `attention_mask`, `position_ids`, `past_key_values`. What continues from
+            a cache begins nothing.
 
     Returns:
         Booleans, (rows, length).
     """
     length = ids.shape[1]
     cache = given.get("past_key_values")
-    past = cache.get_seq_length() if cache is not None else 0
+    past = int(cache.get_seq_length()) if cache is not None else 0
     positions, mask = given.get("position_ids"), given.get("attention_mask")
     columns = torch.arange(length, device=ids.device) + past
     starts = torch.zeros_like(ids, dtype=torch.bool)
     real = torch.ones_like(starts)
     if isinstance(mask, torch.Tensor) and mask.dim() == 2:
         own = mask.bool()
-        first = own.int().argmax(dim=1, keepdim=True)
-        starts = columns == first
-        # a mask of the new tokens alone, with a cache, hides where the row began: before them
-        if own.shape[1] >= length + (0 if isinstance(past, torch.Tensor) else past):
-            real = own[:, :length] if own.shape[1] == length else own.gather(1, columns.expand_as(ids))
-        else:
-            starts = torch.zeros_like(starts)
+        if own.shape[1] >= past + length:  # else it is that of the new tokens alone: the row began before them
+            starts = columns == own.int().argmax(dim=1, keepdim=True)
+            real = own[:, past : past + length]
     elif positions is None:
         starts = (columns == 0).expand_as(ids)
     if positions is not None:
-        starts = starts | (positions == 0)
+        starts = starts | ((positions[0] if positions.dim() == 3 else positions) == 0)
     return starts & real
 
 
@@ -196,7 +192,7 @@ def bake(model: Any) -> Any:
         raise _unbakeable("its row is the output's too (tied embeddings)")
     if not isinstance(embedding, nn.Embedding):
         raise _unbakeable("the embedding has an adapter: merge it first")
-    ends = {_ids(getattr(part, "eos_token_id", None)) for part in (model.config, model.generation_config)}
+    ends = {_ids(getattr(part, "eos_token_id", None)) for part in (model.config, getattr(model, "generation_config", None))}
     if scaler.token in frozenset().union(*ends):
         raise _unbakeable("the token also ends texts, inside of which it is not scaled")
     with torch.no_grad():
