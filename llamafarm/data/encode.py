@@ -101,16 +101,16 @@ class Encoder:
     def _closed(self, row: Rendered, ids: list[int], ranges: list[Range]) -> Encoded:
         """Add what the tokenizer puts before a text, and the end-of-text token after the spans that want it."""
         begin = self._begin if row.begin and ids[: len(self._begin)] != self._begin else []
-        added = self._first is not None and [*begin, *ids][:1] != [self._first]
-        out, learned, copied = [*([self._first] if added else []), *begin], [], 0
+        first = [] if self._first is None or [*begin, *ids][:1] == [self._first] else [self._first]
+        out, learned, copied = [*first, *begin], [], 0
         for span, (start, end) in zip(row.spans, ranges, strict=True):
             out += ids[copied:end]
-            first = len(out) - (end - start)
+            begins = len(out) - (end - start)
             if span.close:
                 out.append(self._end)
-            learned.append((first, len(out)))
+            learned.append((begins, len(out)))
             copied = end
-        return Encoded(out + ids[copied:], learned, added)
+        return Encoded(out + ids[copied:], learned, bool(first))
 
     def _same(self, ids: list[int], text: str) -> bool:
         decoded = self._decode(ids)

@@ -21,12 +21,12 @@ def asked_first_token(methods: Iterable[Method[Any]], tokenizer: Any) -> int | N
         ModelError: If the tokenizer does not have it.
         StrategyError: If two methods disagree.
     """
-    wanted = {method.name: token for method in methods if (token := method.first_token(tokenizer)) is not None}
-    if len(set(wanted.values())) > 1:
-        listed = " and ".join(f"{name}: {token}" for name, token in wanted.items())
+    wanted = [(method.name, token) for method in methods if (token := method.first_token(tokenizer)) is not None]
+    if len({token for _, token in wanted}) > 1:
+        listed = " and ".join(f"{name}: {token}" for name, token in wanted)
         message = f"the methods want rows to begin with different tokens ({listed})"
         raise StrategyError.of("LF-STRATEGY-060", message, hint="leave one of them out")
-    return next(iter(wanted.values()), None)
+    return wanted[0][1] if wanted else None
 
 
 def set_first_token(model: Any, token: int | None) -> None:

@@ -30,7 +30,7 @@ def scaler_of(model: Any) -> Scaler | None:
 def embedding_name(model: nn.Module) -> str:
     """The path of the embedding, wrappers included."""
     wanted = base_of(model).get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is wanted)
+    return next(str(name) for name, module in model.named_modules() if module is wanted)
 
 
 def rows_of(model: nn.Module) -> int:
@@ -192,7 +192,9 @@ def bake(model: Any) -> Any:
         raise _unbakeable("its row is the output's too (tied embeddings)")
     if not isinstance(embedding, nn.Embedding):
         raise _unbakeable("the embedding has an adapter: merge it first")
-    ends = {_ids(getattr(part, "eos_token_id", None)) for part in (model.config, getattr(model, "generation_config", None))}
+    ends = {
+        _ids(getattr(part, "eos_token_id", None)) for part in (model.config, getattr(model, "generation_config", None))
+    }
     if scaler.token in frozenset().union(*ends):
         raise _unbakeable("the token also ends texts, inside of which it is not scaled")
     with torch.no_grad():
@@ -214,7 +216,7 @@ def _unbakeable(reason: str) -> ModelError:
 
 
 def _stop_at_zero(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pass no gradient through a stream that is exactly zero.
 

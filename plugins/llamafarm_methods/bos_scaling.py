@@ -192,10 +192,11 @@ def _first_of(named: Any) -> int:
 
 def _warnings(factor: float) -> list[str]:
     if factor == 0.0:
-        return [
-            "BOS SCALING FACTOR 0: the first token is removed altogether; streams that are exactly zero pass no "
-            "gradient, because that of their normalization is not finite. 0.01 does nearly the same"
-        ]
+        message = (
+            "BOS SCALING FACTOR 0: nothing is left of the first token; streams that are exactly zero pass no gradient, "
+            "because that of their normalization is not finite"
+        )
+        return [message]
     if factor < _SMALL:
         return [f"bos_scaling_factor {factor:g} is below {_SMALL:g}: next to nothing is left of the first token"]
     return []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from llamafarm.testing.contracts import MethodContract
+from llamafarm_methods.bos_scaling import BosScaling
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
@@ -16,3 +17,7 @@ class TestQlora(MethodContract):
 
 class TestFull(MethodContract):
     component = Full
+
+
+class TestBosScaling(MethodContract):
+    component = BosScaling
