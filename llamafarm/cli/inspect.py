@@ -74,7 +74,7 @@ def inspect(
         wanted = [row] if row else range(1, min(count, len(data.train)) + 1)
         if row and row > len(data.train):
             raise UsageError.of("LF-USAGE-003", f"--row {row}: the training set has {len(data.train)} rows")
-        first = asked_first_token(methods_of(loaded, registry), tokenizer)
+        first = asked_first_token(methods_of(loaded.tuner_config, registry), tokenizer)
         seen, totals = look(data.train, tokenizer, loaded.tuner_config, wanted, first)
     template = template_source(tokenizer, loaded.tuner_config.base_model.huggingface_id)
     if as_json:
