@@ -13,7 +13,7 @@ from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import DataError, DiskError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 PLOT = "attention_sink.png"
 
@@ -60,12 +60,7 @@ def capture(
     with hushed():
         summary = _run(model, output_dir, options, device=device, dtype=dtype, tensors=not stats_only, other=other)
     if plot:
-        from llamafarm.capture._plot import plot_sinks
-
-        lines = {str(summary["label"]): summary["attention_sink_mass"]}
-        if other is not None:
-            lines = {f"{other['label']} (compared)": other["attention_sink_mass"], **lines}
-        plot_sinks(output_dir / PLOT, lines)
+        _plot(output_dir / PLOT, [*([other] if other else []), summary])
     if as_json:
         session.result_json(summary)
     else:
@@ -94,6 +89,16 @@ def _run(
         hint = "capture both with the same --seq-len, --data-seed and text, and models with the same tokenizer"
         raise DataError.of("LF-DATA-224", f"the capture of {other.get('label')} ran another row", hint=hint)
     return capture(loaded, tokenizer, ids, folder, tensors=tensors, about={"label": name, **options})
+
+
+def _plot(path: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
+    from llamafarm.core._plot import draw_lines
+
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for summary in summaries:
+        label = str(summary["label"])
+        lines[f"{label} (again)" if label in lines else label] = list(enumerate(summary["attention_sink_mass"]))
+    draw_lines(path, lines, title="Attention sink", x="layer", y="attention to the first token", limits=(0.0, 1.0))
 
 
 def _text(text: str | None, file: Path | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import peft
@@ -15,7 +16,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from llamafarm.api import BaseModelConfig
 from llamafarm.capture._capture import SUMMARY, capture, input_row, row_digest
 from llamafarm.capture._stats import TOPS, sink_mass, statistics
-from llamafarm.errors import DataError, ModelError
+from llamafarm.core._plot import draw_lines
+from llamafarm.errors import DataError, DiskError, ModelError
 from llamafarm.models._load import load_tokenizer
 from llamafarm.models.first_token import set_first_token
 from llamafarm.testing._tiny import ARCHITECTURES
@@ -209,12 +211,13 @@ def test_what_cannot_be_run_is_refused(load, tokenizer, tmp_path):
 
 
 def test_a_plot_needs_matplotlib(tmp_path, monkeypatch):
-    from llamafarm.capture._plot import plot_sinks
-
-    plot_sinks(tmp_path / "sinks.png", {"base": [0.5, 0.4], "tuned": [0.1, 0.1]})
-    assert (tmp_path / "sinks.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    words = {"title": "t", "x": "x", "y": "y"}
+    draw_lines(tmp_path / "lines.png", {"base": [(0, 0.5), (1, 0.4)], "tuned": [(0, 0.1)]}, **words)
+    assert (tmp_path / "lines.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DiskError):
+        draw_lines(tmp_path / "no folder" / "lines.png", {"base": [(0, 0.5)]}, **words)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModelError, match="matplotlib") as caught:
-        plot_sinks(tmp_path / "none.png", {})
+        draw_lines(tmp_path / "none.png", {}, **words)
     assert caught.value.problems[0].id == "LF-MODEL-101"
     assert not (tmp_path / "none.png").exists()
