@@ -39,3 +39,17 @@ def test_each_window_begins_as_rows_do_in_training(size, length, data):
         for at, label in enumerate(row.labels):
             if label != IGNORED:
                 assert row.input_ids[at - 1] in (label - 1, 7), "the token before it stands before it"
+
+
+def test_measured_rows_begin_as_those_of_training(tiny_model_dir):
+    from llamafarm.api import BaseModelConfig, Example, FineTunerConfig, Message, RowRef
+    from llamafarm.evaluation.evaluate import _rows
+    from llamafarm.models._tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(BaseModelConfig(huggingface_id=str(tiny_model_dir("llama"))))
+    chat = Example(RowRef("x", 1), (Message("user", "On."), Message("assistant", "On it is.")))
+    examples = [chat, Example(RowRef("x", 2), text="Lock the door. " * 9)]
+    config = FineTunerConfig(training={"max_seq_length": 16})
+    made = _rows(examples, tokenizer, config, None, 7)
+    assert len(made) > 3
+    assert all(row.input_ids[0] == 7 and row.labels[0] == IGNORED and len(row.input_ids) <= 16 for row in made)
