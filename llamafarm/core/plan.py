@@ -113,12 +113,17 @@ def _components(
     components = loaded.strategy.components
     tuner = registry.require("fine_tuner", components.fine_tuner.type)(components.fine_tuner.config)
     assert isinstance(tuner, FineTuner)
+    return tuner, methods_of(loaded.tuner_config, registry), splitter_of(loaded, registry)
+
+
+def methods_of(config: FineTunerConfig, registry: Registry) -> tuple[Method[Any], ...]:
+    """The methods of a configuration, in order."""
     methods = []
-    for node in loaded.tuner_config.method:
+    for node in config.method:
         method = registry.require("method", node.type)(node)
         assert isinstance(method, Method)
         methods.append(method)
-    return tuner, tuple(methods), splitter_of(loaded, registry)
+    return tuple(methods)
 
 
 def _splits_by_itself(loaded: Loaded) -> bool:
