@@ -160,6 +160,17 @@ class Method(Component[ConfigT]):
         """
         return model
 
+    def bake(self, model: nn.Module) -> nn.Module:  # for overriders
+        """Return the model so that its weights alone behave as trained: what any server loads.
+
+        Args:
+            model: After `restore`; adapters may be merged into it already. It may be changed in place.
+
+        Raises:
+            ModelError: If no weights can say it.
+        """
+        return model
+
 
 class HardwareProfile(Component[ConfigT]):
     """A kind of device: finds it, and suggests settings that suit it.
