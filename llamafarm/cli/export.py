@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -12,6 +13,7 @@ from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import UsageError, nearest, one_of
 
 if TYPE_CHECKING:
+    from llamafarm.core.load import Loaded
     from llamafarm.export.report import Report
     from llamafarm.export.request import Dtype, ExportRequest, GgufType
 
@@ -104,7 +106,7 @@ def export(
         show_report(session, report, check or request.output, written=check is None)
 
 
-def run_export(session: Session, request: ExportRequest, check: Path | None = None) -> Report:
+def run_export(session: Session, request: ExportRequest, check: Path | None = None, *, quiet: bool = False) -> Report:
     """Export, saying what is going on."""
     from llamafarm.core.registry import load_registry
     from llamafarm.export.place import check_place
@@ -118,9 +120,48 @@ def run_export(session: Session, request: ExportRequest, check: Path | None = No
         raise UsageError.of("LF-USAGE-021", f"there is no folder {check} to check", hint="give an export's folder")
     from llamafarm.export import _export
 
+    def say(text: str) -> None:
+        if not quiet:
+            session.say(text)
+
     if check is not None:
-        return _export.check(request, registry, check, session.say)
-    return _export.export(request, registry, session.say)
+        return _export.check(request, registry, check, say)
+    return _export.export(request, registry, say)
+
+
+def export_all(session: Session, loaded: Loaded, *, quiet: bool) -> list[str]:
+    """What a strategy wants exported after training; returns the folders."""
+    from llamafarm.export.request import ExportRequest
+
+    wanted = loaded.strategy.export
+    if wanted is None:
+        return []
+    model = loaded.tuner_config.output_dir
+    llama_cpp = wanted.llama_cpp or os.environ.get("LLAMA_CPP")
+    folders = []
+    for target in wanted.targets:
+        ollama = target == "ollama"
+        request = ExportRequest(
+            model,
+            target,
+            Path(wanted.output_dir or Path(model) / "export") / target,
+            wanted.dtype,
+            wanted.max_shard_size,
+            wanted.gguf_type,
+            Path(llama_cpp) if llama_cpp else None,
+            wanted.keep_adapter and target == "vllm",
+            "cpu",
+            wanted.system if ollama else None,
+            wanted.num_ctx if ollama else None,
+            wanted.temperature if ollama else None,
+            wanted.name or loaded.strategy.name,
+            overwrite=True,
+        )
+        report = run_export(session, request, quiet=quiet)
+        if not quiet:
+            show_report(session, report, request.output)
+        folders.append(str(request.output))
+    return folders
 
 
 def show_report(session: Session, report: Report, output: Path, *, written: bool = True) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from llamafarm.core.registry import Registry
@@ -192,7 +193,7 @@ def _check_folder(
     work.say("reading it back")
     try:
         found = _reload.reload_model(folder, device=work.request.device, gguf=format_.file)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         work.checks.append(Check("loading it with transformers", False, reason))
         return

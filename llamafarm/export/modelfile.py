@@ -119,7 +119,7 @@ def derive(tokenizer: Any) -> tuple[str | None, list[str]]:
     ]
     if '"""' in template or differing:
         return None, ["the chat template cannot be said in Ollama's language: the Modelfile has no TEMPLATE"]
-    return template, ["the Modelfile's TEMPLATE carries chats; tools are not part of it"]
+    return template, ["the Modelfile's TEMPLATE was checked on chats; Ollama does not see tools in it"]
 
 
 def _expected(tokenizer: Any, conversation: Conversation) -> str | None:
@@ -175,13 +175,26 @@ def _parts(tokenizer: Any) -> tuple[Mapping[str, tuple[str, str]], str] | None:
     if not found:
         return None
     around["assistant"] = (start, end)
-    return around, asked.removeprefix(alone)
+    return {**around, **_tool_part(tokenizer, turns[1:3])}, asked.removeprefix(alone)
+
+
+def _tool_part(tokenizer: Any, turns: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
+    """The text around what a tool answers, where it is that alone."""
+    mark = "CONTENT-OF-TOOL"
+    try:
+        text = str(tokenizer.apply_chat_template([*turns, {"role": "tool", "content": mark}], tokenize=False))
+        before = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # noqa: BLE001  # templates raise what they like
+        return {}
+    if not text.startswith(before) or text.count(mark) != 1:
+        return {}
+    first, _, last = text.removeprefix(before).partition(mark)
+    return {"tool": (first, last)}
 
 
 def _written(around: Mapping[str, tuple[str, str]], prompt: str) -> str:
     branches = []
-    for index, role in enumerate(_ROLES):
-        before, after = around[role]
+    for index, (role, (before, after)) in enumerate(around.items()):
         word = "if" if index == 0 else "else if"
         branches.append(f'{{{{ {word} eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}')
     return f"{{{{ range .Messages }}}}{''.join(branches)}{{{{ end }}}}{{{{ end }}}}{_go(prompt)}"

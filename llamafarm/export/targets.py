@@ -64,9 +64,10 @@ def write_for_server(
     request: ExportRequest, folder: Path, file: str | None, tokenizer: Any, config: Any, ends: Sequence[int]
 ) -> list[str]:
     """Write what the server needs besides the weights; returns what is to be said of it."""
+    told = _splitting(tokenizer) if file else []
     if request.to != "ollama":
-        return []
-    derived, told = derive(tokenizer)
+        return told
+    derived, said = derive(tokenizer)
     modelfile = Modelfile(
         source=f"./{file}" if file else ".",
         template=derived,
@@ -76,7 +77,16 @@ def write_for_server(
         system=request.system,
     )
     (folder / "Modelfile").write_text(modelfile.text(), encoding="utf-8")
-    return told
+    return [*told, *said]
+
+
+def _splitting(tokenizer: Any) -> list[str]:
+    """A warning where llama.cpp may cut text otherwise than training did."""
+    from llamafarm.export._gguf_vocabulary import splitting
+
+    if splitting(tokenizer) is not None:
+        return []
+    return ["llama.cpp may cut text into other tokens: it has no name for how this tokenizer does; try verify-serve"]
 
 
 def _options(located: Located) -> dict[str, Any]:

@@ -80,10 +80,9 @@ def adapter_options(specs: Sequence[AdapterSpec]) -> Mapping[str, Any] | None:
     """The options of the adapter that methods will make; None if the base itself is trained."""
     if any(spec.changes_base for spec in specs):
         return None
-    merged: dict[str, Any] = {}
-    for spec in specs:
-        merged |= {"peft_type": spec.kind.upper(), **spec.options} if not merged else dict(spec.options)
-    return merged
+    options = {name: value for spec in specs for name, value in spec.options.items()}
+    kind = next((spec.kind for spec in specs if "target_modules" in spec.options), specs[0].kind if specs else "lora")
+    return {"peft_type": kind.upper(), **options}
 
 
 def obstacles(
@@ -150,7 +149,7 @@ def _not_mergeable(model: Described) -> Iterator[Obstacle]:
 def _beyond_lora(model: Described) -> Iterator[str]:
     options = model.options or {}
     kind = str(options.get("peft_type") or "LORA").upper().rpartition(".")[2]
-    if kind != "LORA":
+    if kind not in ("LORA", "DORA"):
         yield f"{kind} matrices"
     if options.get("use_dora") or "dora" in model.methods:
         yield "DoRA (use_dora)"
