@@ -36,10 +36,8 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         },
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
-    "export": Leaf("llamafarm.cli.export:export", "Write a trained model for another program, merged and checked."),
-    "verify-serve": Leaf(
-        "llamafarm.cli.verify_serve:verify_serve", "Compare a server's tokens with those of training."
-    ),
+    "export": Leaf("llamafarm.cli.export:export", "Write a trained model for other programs, checked."),
+    "verify-serve": Leaf("llamafarm.cli.verify_serve:verify_serve", "Compare a server's tokens with training's."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),
     "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
     "datagen": Branch(

@@ -96,6 +96,25 @@ def test_a_gptq_base_is_refused_before_it_is_loaded(base_of, trained, registry, 
         export(ExportRequest(str(run), "merged", tmp_path / "out"), registry)
 
 
+def test_an_adapter_that_vllm_cannot_serve_is_refused_before_it_is_loaded(trained, registry, tmp_path):
+    run = trained("llama", {"type": "lora", "r": 4, "dropout": 0.0, "modules_to_save": ["lm_head"]})
+    with pytest.raises(ModelError, match="vLLM does not serve modules_to_save") as caught:
+        export(ExportRequest(str(run), "vllm", tmp_path / "out", keep_adapter=True), registry)
+    assert caught.value.problems[0].id == "LF-MODEL-111"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_for_vllm_names_the_rank_and_the_template(base_of, trained, registry, tmp_path):
+    run = trained()
+    report = export(ExportRequest(str(run), "vllm", tmp_path / "out", keep_adapter=True, name="lamp"), registry)
+    assert report.commands == (
+        f"vllm serve {base_of('llama')} --enable-lora --max-lora-rank 8 --lora-modules lamp={tmp_path / 'out'} "
+        f"--chat-template {tmp_path / 'out'}/chat_template.jinja",
+    )
+    merged = export(ExportRequest(str(run), "vllm", tmp_path / "merged", name="lamp"), registry)
+    assert merged.commands == (f"vllm serve {tmp_path / 'merged'} --served-model-name lamp",)
+
+
 def test_an_adapter_that_peft_cannot_merge_is_said_so(trained, registry, tmp_path, monkeypatch):
     from peft.tuners.lora import Linear
 
