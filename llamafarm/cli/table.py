@@ -33,9 +33,11 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         {
             "start": Leaf("llamafarm.cli.train:train", "Same as `train`."),
             "export": Leaf("llamafarm.cli.export:export", "Same as `export`."),
+            "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Same as `evaluate`."),
         },
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
+    "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Measure a trained model beside its base."),
     "export": Leaf("llamafarm.cli.export:export", "Write a trained model for other programs, checked."),
     "verify-serve": Leaf("llamafarm.cli.verify_serve:verify_serve", "Compare a server's tokens with training's."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),

@@ -77,12 +77,11 @@ class _Loading:
     def load(self, request: Request) -> Loaded:
         source = find_strategy(request.strategy, self.registry) if request.strategy is not None else None
         written = self.read(source) if source else Layer()
-        below = self.canonical([*self.fragments(written), written], [])
-        strategy = merge(below)
+        below, strategy = self.canonical([*self.fragments(written), written], Layer())
         overrides = Overrides(self.registry, strategy.values, self.problems)
         layers = [overrides.environment(), overrides.flags(request.flags), *overrides.sets(request.sets)]
-        above = self.canonical(layers, below)
-        values = merge([*below, *above]).values
+        above, overridden = self.canonical(layers, strategy)
+        values = overridden.values
         device, probes = choose_device(values, self.registry)
         weak = [*self.method_defaults(values), suggestions(values, self.registry, device, probes.get(device))]
         merged = merge([*weak, *below, device_block(strategy, device), *above])
@@ -101,14 +100,16 @@ class _Loading:
         self.problems.extend(problem for problem in found.problems if problem not in self.problems)
         self.notices.extend(found.notices)
 
-    def canonical(self, layers: list[Layer], below: list[Layer]) -> list[Layer]:
-        """The layers in canonical shape; each may lean on the types that those below it name."""
+    def canonical(self, layers: list[Layer], below: Layer) -> tuple[list[Layer], Layer]:
+        """The layers in canonical shape, and all merged; each may lean on the types that those below it name."""
         stack: list[Layer] = []
+        merged = below
         for layer in layers:
-            found = canonicalize(layer, self.registry, merge([*below, *stack]).values)
+            found = canonicalize(layer, self.registry, merged.values)
             self.collect(found)
             stack.append(found)
-        return stack
+            merged = merge([merged, found])
+        return stack, merged
 
     def fragments(self, written: Layer) -> list[Layer]:
         """The fragments that `defaults:` names, each as a layer."""

@@ -14,11 +14,12 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.data.questions import questions
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
 from llamafarm.models.locate import locate
-from llamafarm_tuners.pytorch._answers import exact_match, questions
+from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST
 from llamafarm_tuners.pytorch._model import count_parameters, model_for, seed_everything, tokenizer_for
 from llamafarm_tuners.pytorch._step import Work
@@ -138,6 +139,9 @@ def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> No
     if not asked.prompts:
         job.run.emit("warning", message="exact_match needs conversations; the held-out rows are raw text")
         return
+    if which == "tuned" and asked.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in asked.left_out.items())
+        job.run.emit("notice", message=f"exact_match answers {len(asked.prompts):,} conversations; not: {reasons}")
     job.run.emit("phase", name="evaluating")
     share, samples = exact_match(model, trained.tokenizer, asked, config, job.accelerator.device)
     job.results["exact_match_base" if which == "base" else "exact_match"] = share

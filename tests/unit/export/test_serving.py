@@ -107,10 +107,9 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused_before_it_is_loaded(traine
 def test_the_command_for_vllm_names_the_rank_and_the_template(base_of, trained, registry, tmp_path):
     run = trained()
     report = export(ExportRequest(str(run), "vllm", tmp_path / "out", keep_adapter=True, name="lamp"), registry)
-    assert report.commands == (
-        f"vllm serve {base_of('llama')} --enable-lora --max-lora-rank 8 --lora-modules lamp={tmp_path / 'out'} "
-        f"--chat-template {tmp_path / 'out'}/chat_template.jinja",
-    )
+    lora = f"--enable-lora --max-lora-rank 8 --lora-modules lamp={tmp_path / 'out'}"
+    template = f"--chat-template {tmp_path / 'out'}/chat_template.jinja"
+    assert report.commands == (f"vllm serve {base_of('llama')} {lora} {template}",)
     merged = export(ExportRequest(str(run), "vllm", tmp_path / "merged", name="lamp"), registry)
     assert merged.commands == (f"vllm serve {tmp_path / 'merged'} --served-model-name lamp",)
 
