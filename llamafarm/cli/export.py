@@ -137,7 +137,7 @@ def export_all(session: Session, loaded: Loaded, *, quiet: bool) -> list[str]:
     if wanted is None:
         return []
     model = loaded.tuner_config.output_dir
-    llama_cpp = wanted.llama_cpp or os.environ.get("LLAMA_CPP")
+    llama_cpp = os.environ.get("LLAMA_CPP")
     folders = []
     for target in wanted.targets:
         ollama = target == "ollama"

@@ -24,7 +24,7 @@ def export_problems(loaded: Loaded, methods: Sequence[Method[Any]]) -> Iterator[
     if base.from_scratch is not None:
         model = replace(model, model_type=str(base.from_scratch.architecture.get("model_type", "")))
     origin = loaded.origins.get(("export", "to"))
-    converter = wanted.llama_cpp is not None or bool(os.environ.get("LLAMA_CPP"))
+    converter = bool(os.environ.get("LLAMA_CPP"))  # a script that runs is the user's word, never a strategy's
     for target in wanted.targets:
         keep = wanted.keep_adapter and target == "vllm"
         for obstacle in obstacles(model, target, keep_adapter=keep, converter=converter):

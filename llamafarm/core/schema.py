@@ -56,7 +56,6 @@ class ExportConfig(Config):
         "5GB", description="Largest file of weights."
     )
     gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="How GGUF stores the weights.")
-    llama_cpp: str | None = Field(None, description="A llama.cpp checkout, for its convert_hf_to_gguf.py.")
     keep_adapter: bool = Field(False, description="For vllm: serve the adapter beside its base, unmerged.")
     name: str = Field("", description="What the server calls the model; the strategy's name if absent.")
     system: str | None = Field(None, description="For ollama: the system message.")

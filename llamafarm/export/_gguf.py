@@ -72,16 +72,29 @@ def planned(request: ExportRequest, model_type: str) -> Gguf:
     Raises:
         ModelError: If the library is missing.
     """
-    if find_spec("gguf") is None:
-        raise ModelError.of(
-            "LF-MODEL-120", "GGUF needs the library gguf", hint="pip install 'llamafarm[gguf]', or use --to merged"
-        )
+    require_library()
     readable = model_type in GGUF_ARCHITECTURES
     return Gguf(request.gguf_type, f"{request.served_name}.{request.gguf_type}.gguf", request.llama_cpp, readable)
 
 
+def require_library() -> None:
+    """Check that GGUF can be read and written.
+
+    Raises:
+        ModelError: If the library is missing.
+    """
+    if find_spec("gguf") is None:
+        hint = "pip install 'llamafarm[gguf]', or use --to merged"
+        raise ModelError.of("LF-MODEL-120", "GGUF needs the library gguf", hint=hint)
+
+
 def written(file: Path) -> Gguf:
-    """The file as it was written."""
+    """The file as it was written.
+
+    Raises:
+        ModelError: If the library is missing.
+    """
+    require_library()
     from gguf import GGUFReader
 
     field = GGUFReader(file).fields.get("general.file_type")

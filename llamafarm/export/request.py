@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,5 +51,6 @@ class ExportRequest:
 
     @property
     def served_name(self) -> str:
-        """What the server calls the model."""
-        return self.name or Path(self.model.removeprefix("builtin:")).expanduser().resolve().name
+        """What the server calls the model: letters, digits, dots, `-` and `_`, as it also names files."""
+        name = self.name or Path(self.model.removeprefix("builtin:")).expanduser().resolve().name
+        return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"

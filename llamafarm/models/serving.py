@@ -107,7 +107,7 @@ def obstacles(
     imported = target == "ollama" and model.model_type in OLLAMA_ARCHITECTURES
     if target in ("gguf", "ollama") and not (writable or imported or converter):
         known = ", ".join(sorted(GGUF_ARCHITECTURES))
-        hint = f"give --llama-cpp FOLDER (its convert_hf_to_gguf.py is used); without it: {known}"
+        hint = f"set --llama-cpp or LLAMA_CPP to a checkout (its convert_hf_to_gguf.py is used); without it: {known}"
         found.append(Obstacle(f"GGUF of a {model.model_type} model is not written here", hint, "LF-MODEL-113"))
     return found
 

@@ -79,6 +79,7 @@ def test_whatever_is_imported_is_declared() -> None:
         optional = {
             "bitsandbytes",
             "datasketch",
+            "gguf",
             "sacrebleu",
             "tensorboard",
         }  # extras whose absence is an error with a hint

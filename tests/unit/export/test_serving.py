@@ -133,7 +133,6 @@ def test_an_adapter_that_peft_cannot_merge_is_said_so(trained, registry, tmp_pat
         ("{to: [merged, vllm], keep_adapter: true}", "{type: lora, bias: all}", "llama", ["LF-STRATEGY-065"]),
         ("adapter", "full", "llama", ["LF-STRATEGY-065"]),
         ("{to: gguf, keep_adapter: true}", "lora", "llama", ["LF-STRATEGY-066"]),
-        ("{to: gguf, llama_cpp: ../llama.cpp}", "lora", "gpt_neox", []),
         ("{to: [gguf, ollama, vllm, merged, adapter]}", "lora", "phi3", []),
     ],
 )
@@ -151,6 +150,25 @@ def test_a_target_is_checked_before_training(export_block, method, base, ids, ba
         make_plan(loaded, registry)
     assert [problem.id for problem in caught.value.problems] == ids
     assert all(str(path) in problem.where for problem in caught.value.problems)
+
+
+def test_the_converter_comes_from_the_environment_and_never_from_a_strategy(base_of, registry, tmp_path, monkeypatch):
+    path = tmp_path / "s.yaml"
+    config = f"{{base_model: {base_of('gpt_neox')}, dataset: d.jsonl, output_dir: {tmp_path / 'o'}}}"
+    tuner = f"fine_tuner: {{config: {config}}}\n"
+    path.write_text(f"export: gguf\n{tuner}")
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    make_plan(load(Request(str(path)), registry), registry)
+    path.write_text(f"export: {{to: gguf, llama_cpp: ./theirs.py}}\n{tuner}")
+    with pytest.raises(LlamaFarmError, match="unknown key 'llama_cpp'"):
+        load(Request(str(path)), registry)
+
+
+@pytest.mark.parametrize(
+    ("name", "served"), [("lamp", "lamp"), ("../../etc/x", "etc-x"), ("a b", "a-b"), ("...", "model"), ("", "run")]
+)
+def test_names_of_files_stay_in_the_folder(name, served, tmp_path):
+    assert ExportRequest(str(tmp_path / "run"), "gguf", tmp_path, name=name).served_name == served
 
 
 @pytest.mark.parametrize("block", ["excel", "{to: [merged, excel]}", "{dtype: float32}", "{to: merged, rank: 2}"])

@@ -145,7 +145,7 @@ def test_nobody_there_and_no_address(serve):
     with pytest.raises(ModelError, match="does not answer"):
         find_endpoint("http://127.0.0.1:9")
     with pytest.raises(UsageError, match="is no address") as caught:
-        find_endpoint("file:///etc/passwd")
+        find_endpoint("ftp://127.0.0.1/x")
     assert caught.value.problems[0].id == "LF-USAGE-023"
 
 
