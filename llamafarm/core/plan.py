@@ -15,12 +15,9 @@ from llamafarm.core.exports import export_problems
 from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
-from llamafarm.core.registry import Registry
+from llamafarm.core.registry import DEFAULT_SPLITTER, Registry
 from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError, error_for
 from llamafarm.models.locate import locate
-
-DEFAULT_SPLITTER = "hash"
-"""What holds rows out when evaluation is asked for and nothing else says which rows."""
 
 _ASKED = ("strategy", "fragment", "environment", "flag", "set")
 

@@ -31,7 +31,13 @@ def tokenized_sides(config: PytorchConfig, data: PreparedData, tokenizer: Any, r
     train = _tokenized(config, data.train, tokenizer, "training", run)
     held_out = _tokenized(config, data.eval, tokenizer, "held-out", run)
     rows = row_ledger(data.counts, train.counts, held_out.counts)
-    run.emit("ledger", rows=rows, tokens={"train": dict(train.counts), "eval": dict(held_out.counts)})
+    sides = {"train": train, "eval": held_out}
+    run.emit(
+        "ledger",
+        rows=rows,
+        tokens={name: dict(side.counts) for name, side in sides.items()},
+        mask_audit={name: side.audit for name, side in sides.items() if side.audit},
+    )
     check_losses(train, data.train, config.dataset.max_token_loss)
     return Sides(train, held_out)
 

@@ -68,6 +68,9 @@ def test_a_second_start_does_no_tokenization(tokenizer, tmp_path, monkeypatch):
         "held-out rows, from the cache",
     ]
     assert again[:2] == first[:2]
+    (ledger,) = first[1]
+    assert list(ledger["mask_audit"]) == ["train", "eval"]
+    assert "every answer is trained with its end" in ledger["mask_audit"]["train"]
 
 
 def test_a_damaged_file_is_written_again(tokenizer, tmp_path):
