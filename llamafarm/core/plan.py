@@ -11,6 +11,7 @@ from llamafarm.api.components import DataSplitter, FineTuner, Method, RunPlan
 from llamafarm.api.config import FineTunerConfig
 from llamafarm.api.values import Decision, DeviceSpec
 from llamafarm.core.canonical import TUNER
+from llamafarm.core.exports import export_problems
 from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
@@ -42,6 +43,7 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
     tuner, methods, splitter = _components(loaded, registry)
     stacked = stack_problems(tuner, methods, _place_of(loaded, "method"))
     errors += [StrategyError([problem]) for problem in stacked]
+    errors += [StrategyError([problem]) for problem in export_problems(loaded, methods)]
     device = loaded.device or DeviceSpec(loaded.device_type, "absent")
     plan = RunPlan(
         name=loaded.strategy.name,
