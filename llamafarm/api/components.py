@@ -158,6 +158,19 @@ class Method(Component[ConfigT]):
         """Parameters that learn faster or slower than the others: name in `model` → factor of `learning_rate`."""
         return {}
 
+    def first_token(self, tokenizer: Any) -> int | None:  # for overriders
+        """The token that every row has to begin with, in training and afterwards; None: rows stay as they are.
+
+        It is put where it is missing, is never learned, and rows never grow beyond their longest length by it.
+
+        Raises:
+            ModelError: If the tokenizer does not have it.
+        """
+        return None
+
+    def finish(self, model: nn.Module, run: RunContext) -> None:  # for overriders
+        """The run is over: take away what `apply` put around the model (hooks), not what it trained."""
+
     def files(self, model: nn.Module) -> Mapping[str, str]:  # for overriders
         """Text files, name → content, that are saved beside the weights in the result and in every checkpoint."""
         return {}
@@ -171,6 +184,17 @@ class Method(Component[ConfigT]):
 
         Raises:
             ModelError: If it does not fit.
+        """
+        return model
+
+    def bake(self, model: nn.Module) -> nn.Module:  # for overriders
+        """Return the model so that its weights alone behave as trained: what any server loads.
+
+        Args:
+            model: After `restore`; adapters may be merged into it already. It may be changed in place.
+
+        Raises:
+            ModelError: If no weights can say it.
         """
         return model
 

@@ -29,7 +29,7 @@ class Change(Enum):
 
 # Where a file of rows is does not matter: what is in it does, and is compared by digest.
 _FREE: Final = """
-name description version notes use_cases plugins defaults optimization components.hardware
+name description version notes use_cases plugins defaults optimization export components.hardware
 output_dir overwrite_output_dir
 evaluation.exact_match evaluation.max_samples evaluation.max_new_tokens evaluation.batch_size evaluation.baseline
 base_model.cache_dir base_model.device_map base_model.trust_remote_code base_model.token

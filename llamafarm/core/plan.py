@@ -11,6 +11,7 @@ from llamafarm.api.components import DataSplitter, FineTuner, Method, RunPlan
 from llamafarm.api.config import FineTunerConfig
 from llamafarm.api.values import Decision, DeviceSpec, ResumePoint
 from llamafarm.core.canonical import TUNER
+from llamafarm.core.exports import export_problems
 from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
@@ -45,6 +46,7 @@ def make_plan(loaded: Loaded, registry: Registry, resume: ResumePoint | None = N
         errors.append(StrategyError.of("LF-TRAIN-055", message, hint="start a new run, with --overwrite"))
     stacked = stack_problems(tuner, methods, _place_of(loaded, "method"))
     errors += [StrategyError([problem]) for problem in stacked]
+    errors += [StrategyError([problem]) for problem in export_problems(loaded, methods)]
     device = loaded.device or DeviceSpec(loaded.device_type, "absent")
     plan = RunPlan(
         name=loaded.strategy.name,
@@ -117,12 +119,17 @@ def _components(
     components = loaded.strategy.components
     tuner = registry.require("fine_tuner", components.fine_tuner.type)(components.fine_tuner.config)
     assert isinstance(tuner, FineTuner)
+    return tuner, methods_of(loaded.tuner_config, registry), splitter_of(loaded, registry)
+
+
+def methods_of(config: FineTunerConfig, registry: Registry) -> tuple[Method[Any], ...]:
+    """The methods of a configuration, in order."""
     methods = []
-    for node in loaded.tuner_config.method:
+    for node in config.method:
         method = registry.require("method", node.type)(node)
         assert isinstance(method, Method)
         methods.append(method)
-    return tuner, tuple(methods), splitter_of(loaded, registry)
+    return tuple(methods)
 
 
 def _splits_by_itself(loaded: Loaded) -> bool:

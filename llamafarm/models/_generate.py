@@ -13,6 +13,7 @@ from transformers.generation.streamers import TextStreamer
 
 from llamafarm.errors import ModelError
 from llamafarm.models._turns import end_of_turn
+from llamafarm.models.first_token import begun, first_token
 
 Chat = Sequence[dict[str, str]]
 """Messages as `{"role": …, "content": …}`."""
@@ -63,7 +64,7 @@ def generate(
         ModelError: If a chat is given and the tokenizer has no chat template, or it refuses the chat.
     """
     assert stream is None or len(prompts) == 1, "only one prompt can be streamed"
-    encoded = [_encode(prompt, tokenizer) for prompt in prompts]
+    encoded = [begun(_encode(prompt, tokenizer), first_token(model)) for prompt in prompts]
     config = _generation_config(sampling, _end_tokens(model, tokenizer, prompts), tokenizer)
     streamer = _Stream(tokenizer, stream) if stream else None
     # Prompts of similar length waste least; answers go back to their places.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llamafarm.api import Method, hookimpl
+from llamafarm_methods.bos_scaling import BosScaling
 from llamafarm_methods.bridged import BRIDGED
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.freeze import Freeze
@@ -17,4 +18,4 @@ from llamafarm_methods.qlora import Qlora
 @hookimpl
 def llamafarm_methods() -> Sequence[type[Method[Any]]]:
     """The methods of this package."""
-    return [Lora, Qlora, Dora, Full, Freeze, *BRIDGED]
+    return [Lora, Qlora, Dora, Full, Freeze, BosScaling, *BRIDGED]

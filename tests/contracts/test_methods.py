@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llamafarm.testing.contracts import MethodContract
+from llamafarm_methods.bos_scaling import BosScaling
 from llamafarm_methods.bridged import Ia3, LnTuning, PrefixTuning, PromptTuning
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.freeze import Freeze
@@ -48,3 +49,7 @@ class TestPromptTuning(MethodContract):
 class TestPrefixTuning(MethodContract):
     component = PrefixTuning
     training: ClassVar = {**MethodContract.training, "learning_rate": 0.1}
+
+
+class TestBosScaling(MethodContract):
+    component = BosScaling

@@ -18,6 +18,7 @@ from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
 from llamafarm.models.checkpoint import CHECKPOINT_FILE, write_manifest
+from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST
@@ -87,14 +88,18 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 def _carry_out(job: Fit) -> TrainingResult:
     plan, accelerator = job.plan, job.accelerator
     work, parameters = _prepare(job)
-    job.run.emit("phase", name="training")
-    with compiled(work.trained.model, work.training, plan):
-        course = train(work, job.run, Continuation(plan.resume, job.identity))
-    _exact_match(job, "tuned", work.trained.model, work.trained)
-    metrics = _metrics(course, job.results)
-    if accelerator.is_main_process:
-        job.run.emit("phase", name="saving")
-        _save(job, work.trained, course, metrics)
+    try:
+        job.run.emit("phase", name="training")
+        with compiled(work.trained.model, work.training, plan):
+            course = train(work, job.run, Continuation(plan.resume, job.identity))
+        _exact_match(job, "tuned", work.trained.model, work.trained)
+        metrics = _metrics(course, job.results)
+        if accelerator.is_main_process:
+            job.run.emit("phase", name="saving")
+            _save(job, work.trained, course, metrics)
+    finally:
+        for method in plan.methods:
+            method.finish(work.trained.model, job.run)
     accelerator.wait_for_everyone()
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
@@ -106,11 +111,10 @@ def _prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     seed_everything(config.training.seed)
     vocabulary = vocabulary_for(config.base_model, job.data.train, run)
     tokenizer = vocabulary.tokenizer
-    processes = job.accelerator.num_processes
-    job.identity.update(
-        identity(config, plan, job.data, tokenizer, processes=processes, precision=job.accelerator.mixed_precision)
-    )
-    sides = tokenized_sides(config, job.data, tokenizer, run)
+    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
+    job.identity.update(identity(config, plan, job.data, tokenizer, processes=processes, precision=precision))
+    first = asked_first_token(plan.methods, tokenizer)
+    sides = tokenized_sides(config, job.data, tokenizer, run, first)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
     tasks = tasks_of(held_out, job.data.eval)
@@ -120,6 +124,7 @@ def _prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
+    set_first_token(model, first)
     for method in plan.methods:
         model = method.apply(model, run)
     keep_trained_format(model, config.training)
