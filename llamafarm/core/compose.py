@@ -7,17 +7,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from llamafarm.api.config import BaseModelConfig, DatasetConfig
+from llamafarm.api.config import Config, FineTunerConfig
 from llamafarm.core.canonical import TUNER
 from llamafarm.core.layers import Layer, Path, descend, walk
 
 _SLOTS: tuple[Path, ...] = (("components", "fine_tuner"), ("components", "data_splitter"), ("components", "hardware"))
 _METHOD: Path = (*TUNER, "method")
-_ALTERNATIVES: tuple[Path, ...] = ((*TUNER, "base_model"), (*TUNER, "dataset"))
-_EXCLUSIVE: Mapping[str, tuple[str, ...]] = {
-    "base_model": BaseModelConfig.exclusive,
-    "dataset": DatasetConfig.exclusive,
+ALTERNATIVES: Mapping[Path, tuple[str, ...]] = {
+    (*TUNER, name): field.annotation.exclusive
+    for name, field in FineTunerConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Config) and field.annotation.exclusive
 }
+"""Blocks with alternatives of which at most one is set → their names."""
 
 
 def merge(layers: Iterable[Layer]) -> Layer:
@@ -49,9 +50,8 @@ def _drop_replaced(result: Layer, layer: Layer) -> None:
     new_methods, old_methods = descend(layer.values, _METHOD), descend(result.values, _METHOD)
     if new_methods and old_methods and _types(new_methods) != _types(old_methods):
         _remove(result, _METHOD)
-    for block in _ALTERNATIVES:
+    for block, group in ALTERNATIVES.items():
         chosen = descend(layer.values, block) or {}
-        group = _EXCLUSIVE[str(block[-1])]
         for key in group:
             if chosen.get(key) is not None:
                 for other in group:

@@ -27,11 +27,13 @@ class Change(Enum):
     """What was trained so far would not be what the configuration says."""
 
 
+# Where a file of rows is does not matter: what is in it does, and is compared by digest.
 _FREE: Final = """
-name description version notes use_cases plugins defaults optimization components.hardware
+name description version notes use_cases plugins defaults optimization export components.hardware
 output_dir overwrite_output_dir
 evaluation.exact_match evaluation.max_samples evaluation.max_new_tokens evaluation.batch_size evaluation.baseline
 base_model.cache_dir base_model.device_map base_model.trust_remote_code base_model.token
+dataset.path dataset.eval_path dataset.dataset_dir
 dataset.cache dataset.max_token_loss dataset.mask_audit
 training.resume_from_checkpoint
 training.save_strategy training.save_steps training.save_total_limit
@@ -52,6 +54,7 @@ training.early_stopping training.early_stopping_patience training.early_stopping
 training.load_best_model_at_end training.metric_for_best_model training.greater_is_better
 training.fp16 training.bf16 training.tf32 training.use_flash_attention training.use_cpu_offload
 training.guard training.auto_find_batch_size training.on_out_of_memory
+training.disable_cudnn_sdpa training.disable_flash_sdpa training.torch_compile training.torch_compile_backend
 """
 
 _NEVER: Final = """
@@ -59,11 +62,14 @@ components.fine_tuner.type components.data_splitter
 method
 base_model.huggingface_id base_model.revision base_model.from_scratch base_model.torch_dtype
 base_model.load_in_8bit base_model.load_in_4bit
-dataset.path dataset.subset dataset.generate dataset.format dataset.columns dataset.text_field
-dataset.eval_path dataset.sources dataset.sample_seed dataset.max_samples dataset.over_long
+base_model.add_pad_token base_model.add_chatml_tokens base_model.add_chatml_prompt_template
+base_model.resize_to_multiple_of
+dataset.subset dataset.generate dataset.format dataset.columns dataset.text_field
+dataset.sources dataset.sample_seed dataset.max_samples dataset.over_long
 dataset.train_on_inputs dataset.prefix_ids dataset.suffix_ids
 training.stage training.max_seq_length training.batch_size training.gradient_accumulation_steps
 training.group_by_length training.curriculum training.packing training.packing_length
+training.global_batch_size training.pure_bf16
 training.optim training.seed training.data_seed
 """
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llamafarm.api.config import BaseModelConfig, DatasetConfig, TrainingConfig
+from llamafarm.api.config import BaseModelConfig, TrainingConfig
 from llamafarm.core.canonical import TUNER
+from llamafarm.core.compose import ALTERNATIVES
 from llamafarm.core.layers import Layer, Path, descend, dotted
 from llamafarm.core.registry import Registry
 from llamafarm.core.schema import COMPONENT_KEYS, Strategy, strategy_model
@@ -99,14 +100,14 @@ def _device_blocks(merged: Layer) -> list[Problem]:
 def _exclusive(merged: Layer) -> list[Problem]:
     """Alternatives that are both given in one place."""
     problems = []
-    for key, config in (("base_model", BaseModelConfig), ("dataset", DatasetConfig)):
-        block = descend(merged.values, (*TUNER, key)) or {}
-        given = [name for name in config.exclusive if block.get(name) is not None]
+    for path, names in ALTERNATIVES.items():
+        block = descend(merged.values, path) or {}
+        given = [name for name in names if block.get(name) is not None]
         if len(given) > 1:
-            origin = merged.origin((*TUNER, key, given[1]))
-            names = " and ".join(repr(name) for name in given)
+            origin = merged.origin((*path, given[1]))
+            both = " and ".join(repr(name) for name in given)
             where = origin.place if origin else ""
-            problems.append(Problem("LF-STRATEGY-026", f"{key} has both {names}", where, "keep one"))
+            problems.append(Problem("LF-STRATEGY-026", f"{path[-1]} has both {both}", where, "keep one"))
     return problems
 
 
@@ -163,8 +164,9 @@ def _translate(location: tuple[str | int, ...], error: Any, merged: Layer) -> Pr
     }.get(kind)
     if expected:
         return Problem("LF-STRATEGY-024", f"{name} must be {expected}{got}", where)
-    message = error["msg"].removeprefix("Value error, ")
-    return Problem("LF-STRATEGY-029", f"{name}: {message[:1].lower()}{message[1:]}", where)
+    ours = error["msg"].removeprefix("Value error, ")
+    message = ours if kind == "value_error" else f"{ours[:1].lower()}{ours[1:]}"
+    return Problem("LF-STRATEGY-029", f"{name}: {message}", where)
 
 
 def _in_tree(location: tuple[str | int, ...], values: Any) -> Path:

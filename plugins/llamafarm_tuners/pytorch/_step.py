@@ -29,6 +29,7 @@ from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.guard import Figures, Guard
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
+from llamafarm_tuners.pytorch.tasks import by_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Work:
         accelerator: Device, precision and processes.
         folder: The run directory.
         difficulty: A number for each row, if a curriculum orders them.
+        tasks: The task of each held-out row; may be empty.
         place: Where the example with an index stands: `file:line`.
     """
 
@@ -53,6 +55,7 @@ class Work:
     accelerator: Accelerator
     folder: Path
     difficulty: Sequence[float] | None = None
+    tasks: Sequence[str | None] = ()
     place: Callable[[int], str] = str
 
 
@@ -86,7 +89,7 @@ class Stepper:
         if work.training.packing:
             require_isolation(work.trained.model, work.rows, work.accelerator.device)
         self.optimizer = work.accelerator.prepare_optimizer(
-            build_optimizer(work.trained.model, work.training, work.accelerator.device.type)
+            build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
         )
         self.scheduler = get_scheduler(
             work.training.lr_scheduler_type,
@@ -208,14 +211,20 @@ class Stepper:
             NumericError: If their loss is not finite.
         """
         training = self.work.training
-        metrics = evaluate(
-            self.model,
-            self.work.held_out,
-            self.work.accelerator,
-            batch_size=training.per_device_eval_batch_size or training.batch_size,
-            pad_token_id=_pad(self.work),
-            selective=self.selective,
-            more=training.compute_metrics,
+
+        def measure(rows: Sequence[TokenRow]) -> dict[str, float]:
+            return evaluate(
+                self.model,
+                rows,
+                self.work.accelerator,
+                batch_size=training.per_device_eval_batch_size or training.batch_size,
+                pad_token_id=_pad(self.work),
+                selective=self.selective,
+                more=training.compute_metrics,
+            )
+
+        metrics = (
+            by_task(measure, self.work.held_out, self.work.tasks) if self.work.tasks else measure(self.work.held_out)
         )
         self.guard.check_evaluation(metrics["eval_loss"])
         return metrics
