@@ -27,7 +27,7 @@ from llamafarm.api.values import (
     Suggestion,
     TrainingResult,
 )
-from llamafarm.errors import Problem
+from llamafarm.errors import Problem, RunDirectoryError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +125,18 @@ class FineTuner(Component[TunerConfigT]):
         Raises:
             LlamaFarmError: For everything a user can mend.
         """
+
+    def replay_step(self, plan: RunPlan, data: PreparedData, run: RunContext, folder: Path) -> str | None:
+        """Compute a step that broke again, from the record that this fine-tuner made of it.
+
+        Returns:
+            The first value that is not finite, in words; None if all are.
+
+        Raises:
+            RunDirectoryError: If the record is not of this model, or the fine-tuner keeps none.
+        """
+        message = f"the fine-tuner {self.name!r} keeps no records of broken steps"
+        raise RunDirectoryError.of("LF-RUN-053", message, where=str(folder), hint="the fine-tuner pytorch does")
 
 
 class Method(Component[ConfigT]):

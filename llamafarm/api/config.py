@@ -358,7 +358,7 @@ class TrainingConfig(Config):
     )
     auto_find_batch_size: bool = Field(
         False,
-        description="Try out how many rows of a step the memory takes at a time; the rows of a step stay what they are. "
+        description="Try out how many rows of a step the memory takes at a time; a step's rows stay what they are. "
         "`batch_size: auto` means this.",
     )
     on_out_of_memory: Literal["halve", "stop"] = Field(

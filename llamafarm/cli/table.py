@@ -40,6 +40,9 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "verify-resume": Leaf(
         "llamafarm.cli.verify_resume:verify_resume", "Prove on a strategy that a resumed run is exact."
     ),
+    "replay-step": Leaf(
+        "llamafarm.cli.replay_step:replay_step", "Take a step that broke again, and find its first bad module."
+    ),
     "runs": Branch(
         "Runs on this machine.",
         {

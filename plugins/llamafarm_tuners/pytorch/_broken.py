@@ -100,8 +100,8 @@ def write_broken(
 ) -> None:
     """Write what `read_broken` needs to take the step again.
 
-    Token ids and labels, no text. A weight that is not finite is written as a finite one with a table of its odd values,
-    so that no file holds a tensor that is not finite.
+    Token ids and labels, no text. A weight that is not finite is written as a finite one with a table of its odd
+    values, so that no file holds a tensor that is not finite.
 
     Raises:
         DiskError: If it cannot be written.

@@ -35,9 +35,9 @@ def keep_broken(
     bad = look_into(stepper, batches)
     attempt.undo(offence)
     rows = stepper.micro.parts(micro_steps)
-    figures = {name: _plain(value) for name, value in offence.figures._asdict().items()}
+    facts: dict[str, Any] = {name: _plain(value) for name, value in offence.figures._asdict().items()}
     examples = [[_place(stepper, row) for row in part] for part in rows]
-    facts = {"step": offence.step, "id": offence.id, "kind": offence.kind, "why": offence.what, **figures}
+    facts |= {"step": offence.step, "id": offence.id, "kind": offence.kind, "why": offence.what}
     facts |= {"first_bad": str(bad) if bad else None, "rows": rows, "examples": examples, "remedies": list(remedies)}
     rank = work.accelerator.process_index
     target = folder.with_name(f"{folder.name}-rank-{rank}") if rank else folder

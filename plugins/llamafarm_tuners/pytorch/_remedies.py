@@ -71,7 +71,7 @@ def _flash_helps(patient: Patient) -> bool:
     return "sdpa" in _kernel(patient) and torch.backends.cuda.flash_sdp_enabled()
 
 
-def _no_flash(patient: Patient) -> None:
+def _no_flash(_patient: Patient) -> None:
     torch.backends.cuda.enable_flash_sdp(enabled=False)  # heeded on CPUs too
 
 
@@ -115,11 +115,11 @@ def _slower(patient: Patient) -> None:
     patient.scheduler._last_lr = [group["lr"] for group in patient.optimizer.param_groups]  # noqa: SLF001  # it has no setter
 
 
-def _nothing(patient: Patient) -> None:
+def _nothing(_patient: Patient) -> None:
     """Leaving the rows out may be enough."""
 
 
-def _always(patient: Patient) -> bool:
+def _always(_patient: Patient) -> bool:
     return True
 
 

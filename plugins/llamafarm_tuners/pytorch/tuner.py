@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.errors import Problem
@@ -36,3 +37,13 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         from llamafarm_tuners.pytorch._fit import fit
 
         return fit(self.config, plan, data, run)
+
+    def replay_step(self, plan: RunPlan, data: PreparedData, run: RunContext, folder: Path) -> str | None:
+        """Compute a step that broke again.
+
+        Raises:
+            RunDirectoryError: If the record is not of this model.
+        """
+        from llamafarm_tuners.pytorch._replay import replay_step
+
+        return replay_step(self.config, plan, data, run, folder)

@@ -15,8 +15,8 @@ History = Sequence[Mapping[str, Any]]
 LAST: Final = 10
 _FEWEST: Final = 6
 _SURE: Final = 8.0
-"""t of a rise that is believed. With 4 to 8 degrees of freedom less than one window in 1,000 to 20,000 of pure noise has
-it, and the rise has to be a tenth besides."""
+"""t of a rise that is believed. With 4 to 8 degrees of freedom less than one window in 1,000 to 20,000 of pure noise
+has it, and the rise has to be a tenth besides."""
 _RISE: Final = 0.1
 _EVALUATIONS: Final = 3
 _HARDLY: Final = 0.02

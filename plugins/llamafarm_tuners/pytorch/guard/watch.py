@@ -48,7 +48,7 @@ class Figures(NamedTuple):
     peak: float
 
 
-class Offence(Exception):
+class Offence(Exception):  # noqa: N818  # no error yet: it may be recovered from
     """A step that must not count.
 
     Attributes:
