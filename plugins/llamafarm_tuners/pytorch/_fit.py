@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -22,6 +21,7 @@ from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST
+from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._model import (
     count_parameters,
     keep_trained_format,
@@ -38,6 +38,7 @@ from llamafarm_tuners.pytorch._train import Continuation, Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
 from llamafarm_tuners.pytorch.global_batch import settle_batches
+from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.identity import identity
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
@@ -245,14 +246,12 @@ def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
 def _memory_explained(plan: RunPlan) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
+        # what would fit, by estimate, belongs into this hint
         raise HardwareError.of(
-            "LF-HARDWARE-010",
-            f"out of memory on {plan.device.name}",
-            hint="set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
-            "then gradient_checkpointing: true, a smaller max_seq_length, method qlora",
+            "LF-HARDWARE-010", f"out of memory on {plan.device.name}", hint=advice("out-of-memory")
         ) from error
 
 

@@ -17,7 +17,7 @@ from transformers.optimization import get_scheduler
 
 from llamafarm.api import TrainingConfig
 from llamafarm.data.packing import Pack
-from llamafarm.errors import ModelError
+from llamafarm.errors import HardwareError, ModelError
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, collate, in_one_row, masked
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
 from llamafarm_tuners.pytorch._isolation import one_row_only, require_isolation
@@ -28,6 +28,7 @@ from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.guard import Figures, Guard
+from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
 from llamafarm_tuners.pytorch.tasks import by_task
 
@@ -154,7 +155,7 @@ class Stepper:
         """Find out how many of a step's rows the memory takes at a time, with the longest.
 
         Raises:
-            torch.OutOfMemoryError: If not even one.
+            HardwareError: If not even one.
         """
 
         def compute(chosen: Sequence[int]) -> None:
@@ -162,7 +163,9 @@ class Stepper:
 
         found = find_micro_batch(self.work.trained.model, self.work.accelerator.device, rows, compute)
         if found is None:
-            raise torch.OutOfMemoryError("not even one row fits")
+            longest = len(self.work.rows[rows[0]].input_ids)
+            message = f"not even one row of {longest:,} tokens fits into the memory"
+            raise HardwareError.of("LF-HARDWARE-011", message, hint=advice("out-of-memory"))
         self.micro.limit = found
 
     def _take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
