@@ -94,6 +94,9 @@ class Run:
         if type == "ledger":
             self._manifest |= {"rows": dict(fields["rows"]), "tokens": dict(fields["tokens"])}
             self._save_manifest()
+        if type == "paths":
+            self._manifest["paths"] = dict(fields)
+            self._save_manifest()
         line = redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets)
         if self._events is None:
             self._waiting.append(line)

@@ -20,12 +20,13 @@ from llamafarm.models._load import quiet
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match, questions
 from llamafarm_tuners.pytorch._checkpoints import BEST
-from llamafarm_tuners.pytorch._model import count_parameters, model_for, seed_everything, tokenizer_for
+from llamafarm_tuners.pytorch._model import count_parameters, model_for, moved, seed_everything, tokenizer_for
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch._train import Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
+from llamafarm_tuners.pytorch.fast._install import fast_paths
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
@@ -72,8 +73,12 @@ def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
     config, plan, accelerator = job.config, job.plan, job.accelerator
     work, parameters = _prepare(job, mixed)
     job.run.emit("phase", name="training")
-    with _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"):
-        course = train(work, job.run)
+    model, rows = moved(work.trained.model, accelerator.device), [*work.rows, *work.held_out]
+    with (
+        _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"),
+        fast_paths(model, rows, accelerator.device, job.run) as paths,
+    ):
+        course = train(replace(work, paths=paths), job.run)
     _exact_match(job, "tuned", work.trained.model, work.trained)
     metrics = _metrics(course, job.results)
     if accelerator.is_main_process:
