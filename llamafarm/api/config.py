@@ -280,6 +280,7 @@ class TrainingConfig(Config):
             "max_length": "max_seq_length",
             "evaluation_strategy": "eval_strategy",
             "neat_packing": "packing",
+            "use_liger_kernel": "fused",
         }
     )
 
@@ -357,6 +358,9 @@ class TrainingConfig(Config):
     fp16: bool = Field(False, description="fp16 autocast with loss scaling (CUDA only).")
     bf16: bool = Field(False, description="bf16 autocast.")
     tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
+    fused: bool = Field(
+        True, description="Decoder layers with a backward pass of our own, where architecture and method allow it."
+    )
     use_flash_attention: bool = Field(False, description="Same as base_model.attn_implementation: flash_attention_2.")
     use_cpu_offload: bool = Field(False, description="Keep optimizer state in main memory.")
     use_ipex: bool = Field(False, description="Accepted; its library has been merged into torch, so without effect.")

@@ -26,7 +26,7 @@ from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, re
 from llamafarm_tuners.pytorch._train import Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
-from llamafarm_tuners.pytorch.fast._install import fast_paths
+from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
@@ -76,7 +76,7 @@ def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
     model, rows = moved(work.trained.model, accelerator.device), [*work.rows, *work.held_out]
     with (
         _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"),
-        fast_paths(model, rows, accelerator.device, job.run) as paths,
+        fast_paths(model, rows, accelerator.device, job.run, Wanted(layers=config.training.fused)) as paths,
     ):
         course = train(replace(work, paths=paths), job.run)
     _exact_match(job, "tuned", work.trained.model, work.trained)

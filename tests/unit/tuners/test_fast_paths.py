@@ -42,7 +42,8 @@ def load(folder, attention="sdpa", dtype=torch.float32):
 
 def with_lora(model, **options):
     torch.manual_seed(2)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    options = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
+    config = peft.LoraConfig(r=4, lora_alpha=8, **options)
     adapted = peft.get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:  # born as zeros, they would hide the gradients of lora_A
@@ -299,3 +300,102 @@ def test_the_chunked_loss_of_a_hopeless_token_is_exact():
     head.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     loss, _ = head_loss(hidden, head, torch.tensor([2]))
     assert loss.item() == pytest.approx(400.0)
+
+
+# --- fused layers ---
+
+FUSED = ("llama", "qwen2", "mistral", "phi3")
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+@pytest.mark.parametrize("targets", ["all-linear", "some"])
+def test_fused_layers_give_the_losses_and_gradients_of_plain_training(tiny_model_dir, architecture, targets):
+    names = ["o_proj", "down_proj", "qkv_proj" if architecture == "phi3" else "k_proj"]
+    model = with_lora(
+        load(tiny_model_dir(architecture)), **({} if targets == "all-linear" else {"exclude_modules": names})
+    )
+    run = RecordingRun(None)
+    both(model.train(), run=run)
+    assert paths_of(run)["fused_layers"] == 2
+
+
+def test_fused_layers_with_norms_over_heads_as_qwen3_has_them():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    model = tiny(Qwen3Config, Qwen3ForCausalLM, num_key_value_heads=1, head_dim=16)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    run = RecordingRun(None)
+    both(with_lora(model).train(), run=run)
+    assert paths_of(run)["fused_layers"] == 2
+
+
+def test_fused_layers_with_gradient_checkpointing(tiny_model_dir):
+    model = load(tiny_model_dir("llama"))
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model = with_lora(model, lora_dropout=0.3)
+    model.enable_input_require_grads()
+    same_with_dropout(model.train())
+
+
+def same_with_dropout(model, relative=1e-5):
+    """One row without padding draws the same masks in both."""
+    found = []
+    for wanted in (Wanted(layers=False), Wanted()):
+        torch.manual_seed(5)
+        run = RecordingRun(None)
+        found.append((ours(model, [ROWS], wanted, run), gradients(model)))
+        assert bool(paths_of(run)["fused_layers"]) == wanted.layers
+    assert_same(*found, relative)
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+def test_fused_layers_drop_what_plain_ones_drop(tiny_model_dir, architecture):
+    same_with_dropout(with_lora(load(tiny_model_dir(architecture)), lora_dropout=0.3).train())
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+def test_fused_layers_on_a_bf16_base(tiny_model_dir, architecture):
+    # products and what stands between layers have 8 binary digits: some 0.5 % each, a few of them in a row
+    model = with_lora(load(tiny_model_dir(architecture), dtype=torch.bfloat16)).train()
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    run = RecordingRun(None)
+    both(model, relative=3e-2, run=run)
+    assert paths_of(run)["fused_layers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_dora": True}, "another kind of LoRA"),
+        ({"lora_bias": True, "target_modules": ["q_proj"]}, "adapters with a bias"),
+        ({"bias": "all"}, "the base is trained"),
+        ({"modules_to_save": ["input_layernorm"]}, "norms are trained"),
+    ],
+)
+def test_other_methods_take_the_plain_layers_and_the_record_says_why(tiny_model_dir, options, reason):
+    run = RecordingRun(None)
+    both(with_lora(load(tiny_model_dir("qwen2")), **options).train(), run=run)
+    assert (paths_of(run)["fused_layers"], paths_of(run)["not_fused"]) == (0, reason)
+
+
+def test_adapters_that_are_switched_off_are_off_in_fused_layers(tiny_model_dir):
+    base = oracle(load(tiny_model_dir("llama")), ROWS)
+    model = with_lora(load(tiny_model_dir("llama"))).train()
+    with fast_paths(model, ROWS, CPU, RecordingRun(None)) as paths, torch.no_grad():
+        batch = paths.batch(ROWS, 0)
+        on = token_losses(model, batch, selective=paths.selective, head=paths.head)[0].item()
+        with model.disable_adapter():
+            off = token_losses(model, batch, selective=paths.selective, head=paths.head)[0].item()
+    assert on != pytest.approx(base, rel=1e-3)
+    assert off == pytest.approx(base, rel=1e-5)
+
+
+def test_fused_layers_generate_as_before(tiny_model_dir):
+    model = with_lora(load(tiny_model_dir("llama"))).eval()
+    ids = torch.tensor([ROWS[0].input_ids])
+    asked = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    before = model.generate(ids, **asked)
+    with fast_paths(model, ROWS, CPU, RecordingRun(None)):
+        assert torch.equal(model.generate(ids, **asked), before)

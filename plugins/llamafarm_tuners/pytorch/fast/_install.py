@@ -16,6 +16,7 @@ from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
 from llamafarm_tuners.pytorch._loss import can_select_logits
 from llamafarm_tuners.pytorch.fast._attention import KERNEL, register, stand_in
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
+from llamafarm_tuners.pytorch.fast._layers import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._linear import faster_products
 
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
@@ -75,16 +76,21 @@ def fast_paths(
             reason: str | None = "switched off"
             if wanted.documents:
                 reason = _documents(model, rows, device, probe, stack)
+            apart = reason is None
+            mask = stand_in() if apart and _kernel(model) == KERNEL else None
+            layers, why_not = 0, "batches are padded"
+            if wanted.layers and apart:
+                layers, why_not = _layers(model, device, probe, mask, stack)
         if reason and wanted.documents:
             run.emit("notice", message=f"batches are padded: {reason}")
-        apart = reason is None
         run.emit(
             "paths",
             batches="documents in one row" if apart else "padded",
             head="in chunks, at learned tokens" if head is not None else "the model's own",
+            fused_layers=layers,
+            **({"not_fused": why_not} if why_not and wanted.layers else {}),
             onednn_products=products,
         )
-        mask = stand_in() if apart and _kernel(model) == KERNEL else None
         yield Paths(apart, mask, can_select_logits(model), head)
 
 
@@ -127,6 +133,23 @@ def _documents(
     else:
         _inner(model).set_attn_implementation(before)
     return reason
+
+
+def _layers(
+    model: nn.Module, device: torch.device, probe: Probe, mask: torch.Tensor | None, stack: ExitStack
+) -> tuple[int, str]:
+    """Replace the forward of decoder layers that have a faster one; return how many, and why some have not."""
+    found = [module for module in _inner(model).modules() if type(module).__name__.endswith("DecoderLayer")]
+    reasons = {id(layer): refusal(layer) for layer in found}
+    with ExitStack() as trial:
+        fast = [FastLayer(layer) for layer in found if reasons[id(layer)] is None]
+        for layer in fast:
+            trial.callback(layer.release)
+        fault = probe.fault(model, device, mask) if fast else None
+        if fault is not None:
+            return 0, fault
+        stack.enter_context(trial.pop_all())
+    return len(fast), next((reason for reason in reasons.values() if reason), "" if found else "no decoder layers")
 
 
 def _kernel(model: nn.Module) -> str | None:
