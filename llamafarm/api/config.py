@@ -280,7 +280,6 @@ class TrainingConfig(Config):
             "max_length": "max_seq_length",
             "evaluation_strategy": "eval_strategy",
             "neat_packing": "packing",
-            "use_liger_kernel": "fused",
         }
     )
 
