@@ -63,7 +63,7 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
     """
     quiet()
     mixed = autocast(config.training, plan)
-    accelerator = _accelerator(plan, mixed)
+    accelerator = accelerator_for(plan, mixed)
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
     with _memory_explained(plan):
         return _carry_out(job, mixed)
@@ -71,7 +71,7 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 
 def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
     config, plan, accelerator = job.config, job.plan, job.accelerator
-    work, parameters = _prepare(job, mixed)
+    work, parameters = prepare(job, mixed)
     job.run.emit("phase", name="training")
     model, rows = moved(work.trained.model, accelerator.device), [*work.rows, *work.held_out]
     with (
@@ -88,7 +88,7 @@ def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
-def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
+def prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
     config, plan, run = job.config, job.plan, job.run
     run.emit("phase", name="loading model")
@@ -199,7 +199,7 @@ def _best_is_last(folder: Path, files: Sequence[str]) -> None:
         link_files([folder / name for name in files if not name.endswith("_results.json")], temporary)
 
 
-def _accelerator(plan: RunPlan, mixed: Autocast) -> Accelerator:
+def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
     return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)

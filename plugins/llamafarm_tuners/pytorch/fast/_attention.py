@@ -65,10 +65,13 @@ def document_attention(
     unknown = [name for name in _CHANGES_SCORES if others.get(name) is not None]
     if unknown or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'sight of later tokens'}")
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype != torch.float32:  # the kernel's way back is slow in half precision
+        query, key, value = query.float(), key.float(), value.float()
     lengths = cu_seq_lens_q.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
     parts = [
         functional.scaled_dot_product_attention(q, k, v, None, dropout, True, scale=scaling, enable_gqa=grouped)
         for q, k, v in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2).to(dtype), None
