@@ -30,9 +30,13 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "train": Leaf("llamafarm.cli.train:train", "Train what a strategy describes."),
     "finetune": Branch(
         "The same training, in the guide's other spelling.",
-        {"start": Leaf("llamafarm.cli.train:train", "Same as `train`.")},
+        {
+            "start": Leaf("llamafarm.cli.train:train", "Same as `train`."),
+            "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Same as `evaluate`."),
+        },
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
+    "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Measure a trained model beside its base."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),
     "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
     "datagen": Branch(

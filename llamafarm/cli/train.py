@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from llamafarm.cli.options import flags_from
+from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, flags_from
 from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
 from llamafarm.cli.session import session_of
@@ -44,13 +44,8 @@ def train(
         str | None,
         typer.Option("--strategy", "-s", "--strategy-file", "--config", "-c", help="Name, FILE, or FILE:NAME."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", "--base-model", help="Base model: folder, hub id, or builtin:NAME."),
-    ] = None,
-    dataset: Annotated[
-        Path | None, typer.Option("--dataset", "-d", "--train-dataset", help="Rows to train on, one JSON a line.")
-    ] = None,
+    model: BaseModel = None,
+    dataset: Dataset = None,
     eval_dataset: Annotated[Path | None, typer.Option("--eval-dataset", help="Held-out rows.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="lora, full, or another installed method.")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", "--num-epochs", help="Passes over the rows.")] = None,
@@ -58,13 +53,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per device and step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same losses.")] = None,
-    prefix_ids: Annotated[
-        str | None, typer.Option("--prefix-ids", "--prefix_ids", help="Token ids before answers, from find-split.")
-    ] = None,
-    suffix_ids: Annotated[
-        str | None, typer.Option("--suffix-ids", "--suffix_ids", help="Token ids that end answers.")
-    ] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")] = None,
+    prefix_ids: PrefixIds = None,
+    suffix_ids: SuffixIds = None,
+    sets: Sets = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", "--output-dir", help="Where the run writes; ./output by default.")
     ] = None,

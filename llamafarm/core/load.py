@@ -21,6 +21,7 @@ from llamafarm.core.resources import Source, find_fragment, find_strategy
 from llamafarm.core.schema import COMPONENT_KEYS, Strategy
 from llamafarm.core.validate import validate
 from llamafarm.core.yaml_source import Reading, display, read_yaml
+from llamafarm.data.registry import FILE
 from llamafarm.errors import PluginError, Problem, StrategyError, nearest
 
 
@@ -84,7 +85,7 @@ class _Loading:
         values = overridden.values
         device, probes = choose_device(values, self.registry)
         weak = [*self.method_defaults(values), suggestions(values, self.registry, device, probes.get(device))]
-        merged = merge([*weak, *below, device_block(strategy, device), *above])
+        merged = merge([*weak, *_dataset_dir(source), *below, device_block(strategy, device), *above])
         if unmet := unmet_requirements(merged, self.registry):
             raise PluginError([*unmet, *self.problems])
         model = validate(merged, self.registry, self.problems)
@@ -142,6 +143,16 @@ class _Loading:
                     layer.put((*TUNER, "training", key), value, Origin("method", f"method {registered.component.name}"))
                 layers.append(layer)
         return layers
+
+
+def _dataset_dir(source: Source | None) -> list[Layer]:
+    """Names of datasets are looked up beside the strategy first, if they are kept there."""
+    if source is None or source.preset or not (source.path.parent / FILE).is_file():
+        return []
+    layer = Layer()
+    folder = str(source.path.parent)
+    layer.put((*TUNER, "dataset", "dataset_dir"), folder, Origin("default", f"{FILE} beside the strategy"))
+    return [layer]
 
 
 def _entry(reading: Reading, source: Source) -> Layer:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
-from llamafarm.models._tokenizer import available, ensure_pad, explained, hub_arguments, load_tokenizer, quiet
+from llamafarm.models._tokenizer import (
+    available,
+    explained,
+    hub_arguments,
+    load_tokenizer,
+    load_vocabulary,
+    quiet,
+)
+from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.locate import Located, locate
+from llamafarm.models.vocabulary import Additions, read_additions
 
-__all__ = ["ensure_pad", "load_for_generation", "load_model", "load_tokenizer", "quiet", "require_room"]
+__all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
 
 
 def load_model(
@@ -68,7 +79,8 @@ def load_for_generation(
         ModelError: If it is none of these, or an adapter does not fit its base.
     """
     located = locate(model)
-    options = (config or BaseModelConfig()).model_copy(update={"huggingface_id": model})
+    saved = {"huggingface_id": model, "add_pad_token": False}  # what is there answers as it is
+    options = (config or BaseModelConfig()).model_copy(update=saved)
     if not located.is_adapter:
         loaded = load_model(options, dtype=dtype)
         tokenizer = load_tokenizer(options)
@@ -76,21 +88,6 @@ def load_for_generation(
         loaded, tokenizer = _load_adapter(located, options, dtype)
     require_room(loaded, tokenizer)
     return loaded.to(device).eval(), tokenizer
-
-
-def require_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that every token of the tokenizer has a row in the model's embedding.
-
-    Raises:
-        ModelError: If the tokenizer is larger.
-    """
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    if len(tokenizer) > rows:
-        raise ModelError.of(
-            "LF-MODEL-010",
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's embedding only {rows} rows",
-            hint="give the base model whose tokenizer this is",
-        )
 
 
 def _load_adapter(
@@ -106,7 +103,27 @@ def _load_adapter(
     loaded = load_model(base, dtype=dtype)
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)
-    require_room(loaded, tokenizer)
+    if additions := read_additions(located.folder) or _foreign_additions(located.folder, loaded, tokenizer):
+        add_rows(loaded, additions)
+    name_special_tokens(loaded, tokenizer)
     with explained(located, "adapter"):
         adapted = PeftModel.from_pretrained(loaded, str(located.folder))
     return adapted, tokenizer
+
+
+def _foreign_additions(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Additions | None:
+    """What an adapter that another tool made needs: rows for its tokenizer, or as many as it brings itself."""
+    needed = max(len(tokenizer), _saved_rows(folder, model))
+    return Additions(needed) if needed > rows_of(model) else None
+
+
+def _saved_rows(folder: Path, model: PreTrainedModel) -> int:
+    """Rows of the embedding that an adapter holds whole; 0 if it holds none."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        return 0
+    embedding = model.get_input_embeddings()
+    name = next(path for path, module in model.named_modules() if module is embedding)
+    with explained(Located(str(folder), "folder", folder), "adapter"), safe_open(weights, framework="pt") as file:
+        wanted = (key for key in file.keys() if key.endswith(f"{name}.weight"))  # noqa: SIM118  # no mapping
+        return max((int(file.get_slice(key).get_shape()[0]) for key in wanted), default=0)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llamafarm.api import RunContext
 from llamafarm.errors import ModelError, nearest
+from llamafarm_methods._tokens import with_new_tokens
 from llamafarm_methods.config import LoraConfig
 from llamafarm_methods.targets import in_layers, matching, resolve_targets
 
@@ -29,7 +30,8 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig, run: RunContext) -> 
     head = next((name for name, module in layers.items() if module is model.get_output_embeddings()), None)
     targets = resolve_targets(config.target_modules, list(layers), head)
     expected = _expected(targets, list(layers), config)
-    adapted = peft.get_peft_model(model, _peft_config(model, config, targets, layers[expected[0]]))
+    settings = with_new_tokens(_peft_config(model, config, targets, layers[expected[0]]), model, expected, run)
+    adapted = peft.get_peft_model(model, settings)
     placed = sorted(adapted.base_model.targeted_module_names)
     assert placed == expected, f"PEFT adapted {placed}, expected {expected}"
     return adapted

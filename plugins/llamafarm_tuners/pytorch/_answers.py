@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from llamafarm.api import EvaluationConfig, Example
-from llamafarm.data.plain import plain_prompt
-from llamafarm.models._generate import Chat, Sampling, generate
+from llamafarm.api import EvaluationConfig
+from llamafarm.data.questions import Questions
+from llamafarm.models._generate import Sampling, generate
 from llamafarm_tuners.pytorch._model import moved
 
 _SAMPLES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """Conversations without their last answer, in the form that training gave them, and that answer."""
-
-    prompts: list[str | Chat]
-    expected: list[str]
-
-
-def questions(examples: Sequence[Example], limit: int, tokenizer: PreTrainedTokenizerBase) -> Questions:
-    """Take up to `limit` conversations that end with the assistant, of those without tools."""
-    chosen = [item for item in examples if _answered(item)][:limit]
-    prompts = [_prompt(example, tokenizer) for example in chosen]
-    return Questions(prompts, [example.messages[-1].content for example in chosen])
-
-
-def _answered(example: Example) -> bool:
-    turns = example.messages
-    return bool(turns) and turns[-1].role == "assistant" and not example.tools and not any(t.tool_calls for t in turns)
-
-
-def _prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> str | Chat:
-    if tokenizer.chat_template:
-        return [{"role": message.role, "content": message.content} for message in example.messages[:-1]]
-    return plain_prompt(example.messages[:-1], example.prompt, end=tokenizer.eos_token)
 
 
 def exact_match(

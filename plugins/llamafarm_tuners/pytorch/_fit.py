@@ -14,13 +14,21 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.data.questions import questions
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
 from llamafarm.models.locate import locate
-from llamafarm_tuners.pytorch._answers import exact_match, questions
+from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST
-from llamafarm_tuners.pytorch._model import count_parameters, model_for, moved, seed_everything, tokenizer_for
+from llamafarm_tuners.pytorch._model import (
+    count_parameters,
+    model_for,
+    moved,
+    seed_everything,
+    vocabulary_for,
+    warn_of_unlearned_tokens,
+)
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch._train import Course, train
@@ -32,6 +40,7 @@ from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
 from llamafarm_tuners.pytorch.precision import Autocast, autocast
 from llamafarm_tuners.pytorch.sides import tokenized_sides
+from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
 
 
 @dataclass(slots=True)
@@ -93,16 +102,20 @@ def prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     config, plan, run = job.config, job.plan, job.run
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
-    tokenizer = tokenizer_for(config.base_model, job.data.train)
+    vocabulary = vocabulary_for(config.base_model, job.data.train, run)
+    tokenizer = vocabulary.tokenizer
     sides = tokenized_sides(config, job.data, tokenizer, run)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
-    model: Any = model_for(config, plan, mixed, tokenizer, run)
+    tasks = tasks_of(held_out, job.data.eval)
+    require_metric(config.training, tasks, plan.given.get("training.metric_for_best_model", ""))
+    model: Any = model_for(config, plan, mixed, vocabulary, run)
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
     for method in plan.methods:
         model = method.apply(model, run)
+    warn_of_unlearned_tokens(model, run)
     names = " + ".join(method.name for method in plan.methods)
     counts = count_parameters(model)
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
@@ -110,7 +123,8 @@ def prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
     trained = replace(trained, model=model, facts=facts, methods=plan.methods)
     learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
-    return Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard), counts
+    work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard, tasks)
+    return work, counts
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
@@ -143,6 +157,9 @@ def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> No
     if not asked.prompts:
         job.run.emit("warning", message="exact_match needs conversations; the held-out rows are raw text")
         return
+    if which == "tuned" and asked.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in asked.left_out.items())
+        job.run.emit("notice", message=f"exact_match answers {len(asked.prompts):,} conversations; not: {reasons}")
     job.run.emit("phase", name="evaluating")
     share, samples = exact_match(model, trained.tokenizer, asked, config, job.accelerator.device)
     job.results["exact_match_base" if which == "base" else "exact_match"] = share

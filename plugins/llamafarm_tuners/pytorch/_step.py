@@ -27,6 +27,7 @@ from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.fast._install import Paths
 from llamafarm_tuners.pytorch.guard import FiniteGuard
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
+from llamafarm_tuners.pytorch.tasks import by_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Work:
         accelerator: Device, precision and processes.
         folder: The run directory.
         difficulty: A number for each row, if a curriculum orders them.
+        tasks: The task of each held-out row; may be empty.
         paths: How batches are made and computed.
     """
 
@@ -51,6 +53,7 @@ class Work:
     accelerator: Accelerator
     folder: Path
     difficulty: Sequence[float] | None = None
+    tasks: Sequence[str | None] = ()
     paths: Paths = field(default_factory=Paths)
 
 
@@ -117,14 +120,20 @@ class Stepper:
             NumericError: If their loss is not finite.
         """
         training = self.work.training
-        metrics = evaluate(
-            self.model,
-            self.work.held_out,
-            self.work.accelerator,
-            paths=self.work.paths,
-            batch_size=training.per_device_eval_batch_size or training.batch_size,
-            pad_token_id=_pad(self.work),
-            more=training.compute_metrics,
+
+        def measure(rows: Sequence[TokenRow]) -> dict[str, float]:
+            return evaluate(
+                self.model,
+                rows,
+                self.work.accelerator,
+                paths=self.work.paths,
+                batch_size=training.per_device_eval_batch_size or training.batch_size,
+                pad_token_id=_pad(self.work),
+                more=training.compute_metrics,
+            )
+
+        metrics = (
+            by_task(measure, self.work.held_out, self.work.tasks) if self.work.tasks else measure(self.work.held_out)
         )
         self.guard.check_evaluation(metrics["eval_loss"])
         return metrics

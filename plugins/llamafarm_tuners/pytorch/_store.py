@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llamafarm.api import Method
 from llamafarm.errors import NumericError
 from llamafarm.models.record import write_methods
+from llamafarm.models.vocabulary import write_additions
 from llamafarm_tuners.pytorch.card import model_card
 from llamafarm_tuners.pytorch.journal import on_disk, write_json
 
@@ -58,6 +59,7 @@ def write_model(trained: Trained, folder: Path) -> None:
     _require_finite(trained.model)
     if trained.is_adapter:
         _write_adapter(trained, folder)
+        write_additions(folder, trained.model)
     else:
         trained.model.save_pretrained(folder)
         _drop_private_path(folder / "config.json")

@@ -12,7 +12,7 @@ from llamafarm.api import Decision, RunPlan
 from llamafarm.errors import NetworkError, Problem, nearest, one_of
 from llamafarm.models.hub import is_offline, require_cached
 from llamafarm.models.locate import locate
-from llamafarm_tuners.pytorch.best import METRICS, full_name
+from llamafarm_tuners.pytorch.best import full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import check_curriculum
 from llamafarm_tuners.pytorch.idle import idle_settings
@@ -20,6 +20,7 @@ from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
 from llamafarm_tuners.pytorch.packs import check_packing
 from llamafarm_tuners.pytorch.precision import attention_asked, quantization
 from llamafarm_tuners.pytorch.schedule import happens
+from llamafarm_tuners.pytorch.tasks import metric_names
 
 Findings = Iterator[Problem | Decision]
 
@@ -170,10 +171,11 @@ def _evaluation(config: PytorchConfig, plan: RunPlan) -> Findings:
                 yield _drop(plan, "LF-TRAIN-011", f"training.{name}", reason, hint)
     metric = full_name(training.metric_for_best_model)
     where = plan.given.get("training.metric_for_best_model", "")
-    if metric not in METRICS:
-        message = f"no metric {training.metric_for_best_model!r}; there is {one_of(METRICS)}"
-        yield Problem("LF-TRAIN-013", message, where, nearest(metric, METRICS))
-    elif metric != "eval_loss" and not training.compute_metrics:
+    names = metric_names(config.dataset)
+    if metric not in names:
+        message = f"no metric {training.metric_for_best_model!r}; there is {one_of(names)}"
+        yield Problem("LF-TRAIN-013", message, where, nearest(metric, names))
+    elif not metric.startswith("eval_loss") and not training.compute_metrics:
         yield Problem("LF-TRAIN-014", f"{metric} is not measured", where, "set training.compute_metrics: true")
 
 
