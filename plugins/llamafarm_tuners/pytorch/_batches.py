@@ -59,6 +59,8 @@ class Batch:
         """The same batch on a device."""
         tensors = {name: getattr(self, name) for name in self.__slots__}
         moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+        if self.attention_mask is not None and self.bounds is not None:
+            moved["bounds"] = self.bounds  # our kernel splits by them: read on a GPU, each layer would wait for it
         return replace(self, **moved)
 
     @property

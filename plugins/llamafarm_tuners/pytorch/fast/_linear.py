@@ -40,7 +40,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
         weight: (out, in); a transposed view is as good.
         bias: (out,).
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and onednn_pays() and x.numel() > 0:
+    dense = x.numel() > 0 and (x.is_contiguous() or x.t().is_contiguous())  # oneDNN is very slow on other strides
+    if dense and x.device.type == "cpu" and x.dtype == torch.float32 and onednn_pays():
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
         return result
     return functional.linear(x, weight, bias)

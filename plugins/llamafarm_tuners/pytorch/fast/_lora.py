@@ -152,8 +152,9 @@ def _low_backward(
     low, mask = kept
     a, b = member.parameters
     scale = member.scale / (1 - (member.dropout if mask is not None else 0.0))
-    up = product(gradient, b.to(x.dtype).t()).mul_(scale)
-    of_b = product(gradient.t(), low.t()).mul_(scale)
+    # `gradient` is a part of wider rows, which oneDNN would copy entry by entry: these two are left to torch
+    up = (gradient @ b.to(x.dtype)).mul_(scale)
+    of_b = (low.t() @ gradient).t().mul_(scale).contiguous()
     of_a = product(up.t(), (x if mask is None else x * mask).t())
     if of_x is not None and mask is None:
         of_x.addmm_(up, a.to(x.dtype))
