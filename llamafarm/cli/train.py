@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from llamafarm.cli.export import export_all
 from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, flags_from
 from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
@@ -17,6 +18,7 @@ from llamafarm.errors import LlamaFarmError, UsageError
 
 if TYPE_CHECKING:
     from llamafarm.core.registry import Registry
+    from llamafarm.core.request import Flag
 
 FLAGS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -62,6 +64,11 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", "--overwrite-output-dir", help="Replace an earlier run there.")
     ] = False,
+    export_to: Annotated[
+        list[str] | None, typer.Option("--export", help="Export after training: merged, adapter, gguf, ollama, vllm.")
+    ] = None,
+    export_ollama: Annotated[bool, typer.Option("--export-ollama", help="The same as --export ollama.")] = False,
+    export_gguf: Annotated[bool, typer.Option("--export-gguf", help="The same as --export gguf.")] = False,
     job_name: Annotated[str | None, typer.Option("--job-name", help="Name of the run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why; write nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show every decision before training.")] = False,
@@ -84,7 +91,8 @@ def train(
     registry = load_registry()
     if strategy is None and not (model and dataset):
         raise _no_strategy(registry, context)
-    request = Request(strategy, flags_from(context, FLAGS), tuple(sets or ()))
+    flags = (*flags_from(context, FLAGS), *_export_flags(export_to, ollama=export_ollama, gguf=export_gguf))
+    request = Request(strategy, flags, tuple(sets or ()))
     loaded = load(request, registry)
     planned = make_plan(loaded, registry)
     if dry_run:
@@ -97,7 +105,17 @@ def train(
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
         outcome = run_training(loaded, planned, registry, story)
-    show_outcome(session, outcome, story, quiet=quiet, as_json=as_json)
+    exports = export_all(session, loaded, quiet=quiet or as_json)
+    show_outcome(session, outcome, story, exports, quiet=quiet, as_json=as_json)
+
+
+def _export_flags(targets: list[str] | None, *, ollama: bool, gguf: bool) -> tuple[Flag, ...]:
+    """The targets that flags name, which take the place of the strategy's."""
+    from llamafarm.core.request import Flag
+
+    named = {"ollama": "--export-ollama" if ollama else "", "gguf": "--export-gguf" if gguf else ""}
+    spelt = dict.fromkeys(targets or (), "--export") | {name: flag for name, flag in named.items() if flag}
+    return (Flag("export.to", list(spelt), " ".join(dict.fromkeys(spelt.values()))),) if spelt else ()
 
 
 def _no_strategy(registry: Registry, context: typer.Context) -> LlamaFarmError:

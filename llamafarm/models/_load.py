@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
+from llamafarm.models._adapter import repeatable, without_idle_warnings
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -24,6 +25,7 @@ from llamafarm.models._tokenizer import (
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.locate import Located, locate
+from llamafarm.models.prequantized import require_library
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -48,10 +50,12 @@ def load_model(
 
     Raises:
         ModelError: If the folder is damaged, the architecture is unknown, or the attention kernel does not fit.
+        PluginError: If the weights are stored in a format whose library is not installed.
         SecurityError: If the model wants to run code of its own and was not allowed to.
     """
     quiet()
     located = available(config)
+    require_library(located, config)
     arguments = hub_arguments(config) | {"dtype": dtype}
     if attention:
         arguments["attn_implementation"] = attention
@@ -65,7 +69,12 @@ def load_model(
 
 
 def load_for_generation(
-    model: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, config: BaseModelConfig | None = None
+    model: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: BaseModelConfig | None = None,
+    rounded: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load whatever answers prompts: a whole model, an adapter with its base, or a checkpoint of either.
 
@@ -74,6 +83,8 @@ def load_for_generation(
         device: Where it shall run.
         dtype: Precision of its weights.
         config: Token, cache and so on for hub models.
+        rounded: Options of `AdapterSpec.quantization`: an adapter's base gets the values that these leave of it, in
+            full precision, as the adapter knew them when it was trained.
 
     Raises:
         ModelError: If it is none of these, or an adapter does not fit its base.
@@ -85,13 +96,13 @@ def load_for_generation(
         loaded = load_model(options, dtype=dtype)
         tokenizer = load_tokenizer(options)
     else:
-        loaded, tokenizer = _load_adapter(located, options, dtype)
+        loaded, tokenizer = _load_adapter(located, options, dtype, rounded)
     require_room(loaded, tokenizer)
     return loaded.to(device).eval(), tokenizer
 
 
 def _load_adapter(
-    located: Located, options: BaseModelConfig, dtype: torch.dtype
+    located: Located, options: BaseModelConfig, dtype: torch.dtype, rounded: Mapping[str, Any] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from peft import PeftModel
 
@@ -100,13 +111,15 @@ def _load_adapter(
     base = options.model_copy(update={"huggingface_id": described.get("base_model_name_or_path") or None})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
-    loaded = load_model(base, dtype=dtype)
+    loaded = load_model(base, dtype=dtype, quantization=rounded)
+    if getattr(loaded, "is_quantized", False) and rounded is not None:
+        loaded = loaded.dequantize(dtype)
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)
     if additions := read_additions(located.folder) or _foreign_additions(located.folder, loaded, tokenizer):
         add_rows(loaded, additions)
     name_special_tokens(loaded, tokenizer)
-    with explained(located, "adapter"):
+    with explained(located, "adapter"), repeatable(), without_idle_warnings():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder))
     return adapted, tokenizer
 

@@ -18,6 +18,7 @@ from llamafarm_tuners.pytorch._evaluate import autocast
 from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, prepare
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._model import moved
+from llamafarm_tuners.pytorch._stability import process_switches
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths
@@ -42,20 +43,34 @@ def selfcheck(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: Run
         QualityError: If a difference is more than rounding, or the fault was not noticed.
     """
     quiet()
-    mixed = autocast_of(config.training, plan)
     unmeasured = config.evaluation.model_copy(update={"exact_match": False})
     config = config.model_copy(update={"evaluation": unmeasured})
-    work, _ = prepare(Fit(config, plan, data, run, accelerator_for(plan, mixed)), mixed)
+    accelerator = accelerator_for(plan, autocast_of(config.training, plan))
+    with process_switches(config.training, plan):
+        work, _ = prepare(Fit(config, plan, data, run, accelerator))
+        try:
+            result = _compare(work, run)
+        finally:
+            for method in plan.methods:
+                method.finish(work.trained.model, run)
+    _judge(result)
+    return result
+
+
+def _compare(work: Work, run: RunContext) -> dict[str, Any]:
     model = moved(work.trained.model, work.accelerator.device).eval()
     _stir(model)
     rows = documents(work.rows[:_MOST_ROWS])[:_MOST_ROWS]
-    exact = mixed == "no" and all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    exact = work.accelerator.mixed_precision == "no" and all(
+        parameter.dtype == torch.float32 for parameter in model.parameters()
+    )
     expected = _slow(work, model, rows)
-    with fast_paths(model, rows, work.accelerator.device, run, Wanted(layers=config.training.fused)) as paths:
+    wanted, device = Wanted(layers=work.training.fused), work.accelerator.device
+    with fast_paths(model, rows, device, run, wanted, work.accelerator.autocast) as paths:
         found = _fast(work, model, rows, paths, lambda batch: batch)
         broken = _fast(work, model, rows, paths, _joined if paths.documents else _mislabelled)
     loss, gradients = _differences(found, expected)
-    result = {
+    return {
         "rows": len(rows),
         "tokens": sum(len(row.input_ids) for row in rows),
         "tolerance": EXACT if exact else COARSE,
@@ -64,8 +79,6 @@ def selfcheck(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: Run
         "fault": "documents joined" if paths.documents else "a label changed",
         "planted_fault": max(_differences(broken, expected)),
     }
-    _judge(result)
-    return result
 
 
 def _stir(model: nn.Module) -> None:

@@ -64,7 +64,7 @@ class Stepper:
         self.work = work
         self.model = _placed(work)
         self.optimizer = work.accelerator.prepare_optimizer(
-            build_optimizer(work.trained.model, work.training, work.accelerator.device.type)
+            build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
         )
         self.scheduler = get_scheduler(
             work.training.lr_scheduler_type,

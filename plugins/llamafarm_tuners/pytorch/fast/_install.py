@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ class Wanted:
     products: bool = True
     layers: bool = True
 
+    @classmethod
+    def nothing(cls) -> Wanted:
+        """The model's own ways alone."""
+        return cls(documents=False, head=False, products=False, layers=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -56,7 +61,12 @@ class Paths:
 
 @contextmanager
 def fast_paths(
-    model: nn.Module, rows: Sequence[TokenRow], device: torch.device, run: RunContext, wanted: Wanted | None = None
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    device: torch.device,
+    run: RunContext,
+    wanted: Wanted | None = None,
+    arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[Paths]:
     """While it lasts, the model computes in the fastest ways that give what it itself computes.
 
@@ -66,10 +76,15 @@ def fast_paths(
         device: The model's.
         run: Is told what was chosen, and why something was not.
         wanted: What may be tried.
+        arithmetic: The context in which the model will compute: mixed precision or not.
     """
     wanted = wanted or Wanted()
+    if wanted == Wanted.nothing():
+        run.emit("paths", batches="padded", head="the model's own", fused_layers=0, onednn_products=0)
+        yield Paths(selective=can_select_logits(model))
+        return
     with ExitStack() as stack:
-        with as_in_evaluation(model):
+        with as_in_evaluation(model), arithmetic():
             head = _head(model, rows, device) if wanted.head else None
             probe = Probe.of(model, rows, device)
             products = stack.enter_context(faster_products(model)) if wanted.products else 0
@@ -140,6 +155,9 @@ def _layers(
 ) -> tuple[int, str]:
     """Replace the forward of decoder layers that have a faster one; return how many, and why some have not."""
     found = [module for module in _inner(model).modules() if type(module).__name__.endswith("DecoderLayer")]
+    exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
+    if exact and torch.is_autocast_enabled(device.type):
+        return 0, "mixed precision on a base in float32"
     reasons = {id(layer): refusal(layer) for layer in found}
     with ExitStack() as trial:
         fast = [FastLayer(layer) for layer in found if reasons[id(layer)] is None]
