@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import peft
 import pytest
 import torch
@@ -399,3 +401,24 @@ def test_fused_layers_generate_as_before(tiny_model_dir):
     before = model.generate(ids, **asked)
     with fast_paths(model, ROWS, CPU, RecordingRun(None)):
         assert torch.equal(model.generate(ids, **asked), before)
+
+
+def test_mixed_precision_keeps_its_arithmetic_in_every_layer(tiny_model_dir):
+    model, run = with_lora(load(tiny_model_dir("llama"))).train(), RecordingRun(None)
+    expected = oracle(model, ROWS), gradients(model)
+    mixed = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    with fast_paths(model, ROWS, CPU, run, arithmetic=mixed) as paths, mixed():
+        batch = paths.batch(ROWS, 0)
+        loss, _ = token_losses(model, batch, selective=paths.selective, head=paths.head)
+    loss.backward()
+    assert paths.documents
+    assert paths_of(run)["not_fused"] == "mixed precision on a base in float32"
+    # products of 8 binary digits: close to float32, and not the same
+    assert_same((loss.item(), gradients(model)), expected, relative=3e-2)
+    assert loss.item() != expected[0]
+
+
+def test_a_compiled_model_computes_in_its_own_ways(tiny_model_dir):
+    run = RecordingRun(None)
+    both(with_lora(load(tiny_model_dir("llama"))).train(), wanted=Wanted.nothing(), run=run)
+    assert paths_of(run)["batches"] == "padded"
