@@ -125,6 +125,9 @@ class Run:
         elif type in _TO_REMEMBER:
             self._manifest[type] = [*self._manifest.get(type, ()), dict(fields)]
             self._surviving(self._save_manifest)
+        elif type == "paths":
+            self._manifest["paths"] = dict(fields)
+            self._surviving(self._save_manifest)
         elif type == "resumed":
             self._surviving(lambda: self._go_on(fields))
         self._waiting.append(redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets))

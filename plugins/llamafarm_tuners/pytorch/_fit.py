@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from llamafarm_tuners.pytorch._model import (
     count_parameters,
     keep_trained_format,
     model_for,
+    moved,
     say_precision,
     seed_everything,
     vocabulary_for,
@@ -37,6 +38,7 @@ from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, re
 from llamafarm_tuners.pytorch._train import Continuation, Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
+from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.hub import upload
@@ -91,8 +93,8 @@ def _carry_out(job: Fit) -> TrainingResult:
     work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
-        with compiled(work.trained.model, work.training, plan):
-            course = train(work, job.run, Continuation(plan.resume, job.identity))
+        with compiled(work.trained.model, work.training, plan), _paths(job, work) as paths:
+            course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity))
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
         if accelerator.is_main_process:
@@ -103,6 +105,14 @@ def _carry_out(job: Fit) -> TrainingResult:
             method.finish(work.trained.model, job.run)
     accelerator.wait_for_everyone()
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
+
+
+def _paths(job: Fit, work: Work) -> AbstractContextManager[Paths]:
+    """The ways in which the model computes while it is trained; a compiled one computes in its own."""
+    training, device = work.training, job.accelerator.device
+    wanted = Wanted.nothing() if training.torch_compile else Wanted(layers=training.fused)
+    rows = [*work.rows, *work.held_out]
+    return fast_paths(moved(work.trained.model, device), rows, device, job.run, wanted, job.accelerator.autocast)
 
 
 def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.errors import Problem
@@ -47,3 +48,13 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         from llamafarm_tuners.pytorch._replay import replay_step
 
         return replay_step(self.config, plan, data, run, folder)
+
+    def selfcheck(self, plan: RunPlan, data: PreparedData, run: RunContext) -> Mapping[str, Any]:
+        """Compare what training computes with what transformers and torch compute, on the first rows.
+
+        Raises:
+            QualityError: If they differ by more than rounding.
+        """
+        from llamafarm_tuners.pytorch._selfcheck import selfcheck
+
+        return selfcheck(self.config, plan, data, run)
