@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llamafarm_tuners.pytorch._batches import Batch
+from llamafarm.data.packing import Pack
+from llamafarm.data.tokens import TokenizedRow
+from llamafarm_tuners.pytorch._batches import TokenRow
 from llamafarm_tuners.pytorch._state import trained_weights
 from llamafarm_tuners.pytorch._store import replaced_folder
 from llamafarm_tuners.pytorch.journal import write_json
 
 RECORD: Final = "step.json"
-BATCHES: Final = "batches.safetensors"
+ROWS: Final = "rows.safetensors"
 WEIGHTS: Final = "weights.safetensors"
 _MARK: Final = "not_finite."
 _ODD: Final = (float("nan"), float("inf"), float("-inf"))
@@ -96,35 +98,39 @@ def _watched(model: nn.Module, found: list[FirstBad]) -> Iterator[None]:
 
 
 def write_broken(
-    folder: Path, model: nn.Module, batches: Sequence[Batch], generators: str, facts: Mapping[str, Any]
+    folder: Path, model: nn.Module, parts: Sequence[Sequence[TokenRow]], generators: str, facts: Mapping[str, Any]
 ) -> None:
     """Write what `read_broken` needs to take the step again.
 
     Token ids and labels, no text. A weight that is not finite is written as a finite one with a table of its odd
     values, so that no file holds a tensor that is not finite.
 
+    Args:
+        folder: The record.
+        model: As it was before the step.
+        parts: The rows that went through the model at a time, in order.
+        generators: The state of this process' generators before the step.
+        facts: Anything else, as plain JSON.
+
     Raises:
         DiskError: If it cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replaced_folder(folder) as temporary:
-        save_file({name: tensor for i, batch in enumerate(batches) for name, tensor in _packed(batch, i)},
-                  temporary / BATCHES)  # fmt: skip
+        save_file(dict(_written_rows(parts)), temporary / ROWS)
         weights: dict[str, torch.Tensor] = {}
         for name, tensor in trained_weights(model):
             weights |= _written(name, tensor.detach().cpu())
         save_file(weights, temporary / WEIGHTS)
-        counts = [[batch.tokens, batch.labels] for batch in batches]
-        write_json(temporary / RECORD, {**facts, "batches": counts, "random": json.loads(generators)})
+        lengths = [len(part) for part in parts]
+        write_json(temporary / RECORD, {**facts, "parts": lengths, "random": json.loads(generators)})
 
 
-def read_broken(folder: Path) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Read a record: its facts, the tensors of each batch by the names of `Batch`, and the weights."""
+def read_broken(folder: Path) -> tuple[dict[str, Any], list[list[TokenRow]], dict[str, torch.Tensor]]:
+    """Read a record: its facts, the rows of each part, and the weights."""
     facts: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    batches: list[dict[str, torch.Tensor]] = [{} for _ in facts["batches"]]
-    for name, tensor in load_file(folder / BATCHES).items():
-        index, _, field = name.partition(".")
-        batches[int(index)][field] = tensor
+    rows = load_file(folder / ROWS)
+    parts = [[_row(rows, f"{part}.{row}") for row in range(length)] for part, length in enumerate(facts["parts"])]
     raw = load_file(folder / WEIGHTS)
     weights = {}
     for name, tensor in raw.items():
@@ -133,7 +139,7 @@ def read_broken(folder: Path) -> tuple[dict[str, Any], list[dict[str, torch.Tens
                 if (marks := raw.get(f"{_MARK}{name}")) is not None:
                     tensor[marks == code] = value
             weights[name] = tensor
-    return facts, batches, weights
+    return facts, parts, weights
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -145,11 +151,17 @@ def put_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[s
     return sorted(present.keys() ^ weights.keys())
 
 
-def _packed(batch: Batch, index: int) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in batch.__dataclass_fields__:
-        value = getattr(batch, name)
-        if isinstance(value, torch.Tensor):
-            yield f"{index}.{name}", value.detach().cpu().contiguous().clone()
+def _written_rows(parts: Sequence[Sequence[TokenRow]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for part, rows in enumerate(parts):
+        for index, row in enumerate(rows):
+            for name in ("input_ids", "labels", *(("positions",) if isinstance(row, Pack) else ())):
+                yield f"{part}.{index}.{name}", torch.tensor(list(getattr(row, name)), dtype=torch.long)
+
+
+def _row(tensors: Mapping[str, torch.Tensor], name: str) -> TokenRow:
+    ids, labels = (tensors[f"{name}.{field}"].tolist() for field in ("input_ids", "labels"))
+    positions = tensors.get(f"{name}.positions")
+    return TokenizedRow(ids, labels) if positions is None else Pack(ids, labels, positions.tolist())
 
 
 def _written(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

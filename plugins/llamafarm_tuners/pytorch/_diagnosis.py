@@ -31,8 +31,7 @@ def keep_broken(
     assert attempt is not None, "a step broke that was not taken"
     attempt.undo(offence)
     generators = random_state(work.accelerator.device)
-    batches = stepper.batches(micro_steps)
-    bad = look_into(stepper, batches)
+    bad = look_into(stepper, stepper.batches(micro_steps))
     attempt.undo(offence)
     rows = stepper.micro.parts(micro_steps)
     facts: dict[str, Any] = {name: _plain(value) for name, value in offence.figures._asdict().items()}
@@ -41,7 +40,8 @@ def keep_broken(
     facts |= {"first_bad": str(bad) if bad else None, "rows": rows, "examples": examples, "remedies": list(remedies)}
     rank = work.accelerator.process_index
     target = folder.with_name(f"{folder.name}-rank-{rank}") if rank else folder
-    write_broken(target, work.trained.model, batches, generators, facts)
+    parts = [[work.rows[row] for row in part] for part in rows]
+    write_broken(target, work.trained.model, parts, generators, facts)
     return bad
 
 

@@ -93,7 +93,7 @@ def _carry_out(job: Fit) -> TrainingResult:
     work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
-        with compiled(work.trained.model, work.training, plan), _paths(job, work) as paths:
+        with compiled(work.trained.model, work.training, plan), paths_of(job, work) as paths:
             course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity))
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
@@ -107,7 +107,7 @@ def _carry_out(job: Fit) -> TrainingResult:
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
-def _paths(job: Fit, work: Work) -> AbstractContextManager[Paths]:
+def paths_of(job: Fit, work: Work) -> AbstractContextManager[Paths]:
     """The ways in which the model computes while it is trained; a compiled one computes in its own."""
     training, device = work.training, job.accelerator.device
     wanted = Wanted.nothing() if training.torch_compile else Wanted(layers=training.fused)
@@ -261,7 +261,9 @@ def _memory_explained(plan: RunPlan) -> Iterator[None]:
             raise
         # what would fit, by estimate, belongs into this hint
         raise HardwareError.of(
-            "LF-HARDWARE-010", f"out of memory on {plan.device.name}", hint=advice("out-of-memory")
+            "LF-HARDWARE-010",
+            f"out of memory on {plan.device.name} ({str(error).splitlines()[0][:120] if str(error) else 'no details'})",
+            hint=advice("out-of-memory"),
         ) from error
 
 

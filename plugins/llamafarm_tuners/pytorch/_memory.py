@@ -13,7 +13,15 @@ from torch import nn
 
 from llamafarm_tuners.pytorch._random import Generators
 
-_WORDS: Final = ("can't allocate memory", "not enough memory", "bad allocation", "std::bad_alloc", "out of memory")
+_WORDS: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad allocation",
+    "std::bad_alloc",
+    "out of memory",
+    "could not create a primitive",
+    "could not create a memory",
+)  # so oneDNN puts it
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,6 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from llamafarm_tuners.pytorch.fast._attention import KERNEL
+
+_SDPA: Final = ("sdpa", KERNEL)
 _SIXTEEN: Final = (torch.bfloat16, torch.float16)
 
 
@@ -21,7 +24,7 @@ class Patient(NamedTuple):
         optimizer: Over its trainable parameters.
         scheduler: Of the learning rate.
         accelerator: Device, precision and processes.
-        apart: Documents in one row are told apart by the attention kernel, so that it must stay what it is.
+        plain: Has the model compute in its own ways, rows padded, from now on.
         factor: What the learning rate is multiplied by.
     """
 
@@ -29,7 +32,7 @@ class Patient(NamedTuple):
     optimizer: Any
     scheduler: Any
     accelerator: Accelerator
-    apart: bool
+    plain: Callable[[], None]
     factor: float
 
 
@@ -68,7 +71,7 @@ def _kernel(patient: Patient) -> str:
 
 
 def _flash_helps(patient: Patient) -> bool:
-    return "sdpa" in _kernel(patient) and torch.backends.cuda.flash_sdp_enabled()
+    return _kernel(patient) in _SDPA and torch.backends.cuda.flash_sdp_enabled()
 
 
 def _no_flash(_patient: Patient) -> None:
@@ -76,10 +79,11 @@ def _no_flash(_patient: Patient) -> None:
 
 
 def _eager_helps(patient: Patient) -> bool:
-    return _kernel(patient) in ("sdpa", "flash_attention_2", "flex_attention") and not patient.apart
+    return _kernel(patient) in (*_SDPA, "flash_attention_2", "flex_attention")
 
 
 def _eager(patient: Patient) -> None:
+    patient.plain()
     _inner(patient.model).set_attn_implementation("eager")
 
 
@@ -90,6 +94,7 @@ def _fp32_helps(patient: Patient) -> bool:
 
 def _fp32(patient: Patient) -> None:
     """No autocast, no loss scaling, all weights in 32 bits; quantized ones stay as they are."""
+    patient.plain()  # what is fused was made for the formats that were there
     accelerator: Any = patient.accelerator
     accelerator.native_amp, accelerator.scaler = False, None
     if hasattr(patient.optimizer, "scaler"):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llamafarm.api import PreparedData, RunContext, RunPlan
 from llamafarm.errors import RunDirectoryError
 from llamafarm.models._load import quiet
-from llamafarm_tuners.pytorch._batches import Batch
 from llamafarm_tuners.pytorch._broken import put_weights, read_broken
 from llamafarm_tuners.pytorch._diagnosis import look_into
-from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, prepare
+from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, paths_of, prepare
 from llamafarm_tuners.pytorch._random import set_random_state
-from llamafarm_tuners.pytorch._remedies import Patient, apply_again
+from llamafarm_tuners.pytorch._remedies import apply_again
 from llamafarm_tuners.pytorch._stability import process_switches
 from llamafarm_tuners.pytorch._step import Stepper, Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -45,33 +45,25 @@ def replay_step(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: R
     unmeasured = config.evaluation.model_copy(update={"exact_match": False})
     config = config.model_copy(update={"training": training, "evaluation": unmeasured})
     with process_switches(config.training, plan):
-        work, _ = prepare(Fit(config, plan, data, run, accelerator))
+        job = Fit(config, plan, data, run, accelerator)
+        work, _ = prepare(job)
         try:
-            return _first_bad(work, folder)
+            with paths_of(job, work) as paths:
+                return _first_bad(replace(work, paths=paths), folder)
         finally:
             for method in plan.methods:
                 method.finish(work.trained.model, run)
 
 
 def _first_bad(work: Work, folder: Path) -> str | None:
-    facts, tensors, weights = read_broken(folder)
+    facts, parts, weights = read_broken(folder)
     stepper = Stepper(work, plan_sizes(len(work.rows), work.training), _unheard)
-    factor = work.training.guard.learning_rate_factor
-    model, apart = work.trained.model, work.training.packing
-    apply_again(
-        facts["remedies"], Patient(model, stepper.optimizer, stepper.scheduler, work.accelerator, apart, factor)
-    )
-    if odd := put_weights(model, weights):
+    apply_again(facts["remedies"], stepper.patient())
+    if odd := put_weights(work.trained.model, weights):
         message = f"the record is of another model: {odd[0]} is on one side only ({len(odd)} differ)"
-        raise RunDirectoryError.of(
-            "LF-RUN-052", message, where=str(folder), hint="replay it with the run's own strategy"
-        )
+        raise RunDirectoryError.of("LF-RUN-052", message, where=str(folder), hint="replay it with the run's own files")
     set_random_state(json.dumps(facts["random"]), work.accelerator.device)
-    batches = [
-        Batch(**found, tokens=tokens, labels=labels)
-        for found, (tokens, labels) in zip(tensors, facts["batches"], strict=True)
-    ]
-    bad = look_into(stepper, batches)
+    bad = look_into(stepper, [stepper.batch(rows) for rows in parts])
     return str(bad) if bad else None
 
 

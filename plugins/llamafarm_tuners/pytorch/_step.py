@@ -23,6 +23,7 @@ from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._memory import Attempt, MicroBatch, find_micro_batch, is_out_of_memory
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
+from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.fast._install import Paths
@@ -123,6 +124,18 @@ class Stepper:
                 if not is_out_of_memory(error) or not self._takes_less(step, micro_steps, error):
                     raise
 
+    def compute_plainly(self) -> None:
+        """Leave the faster ways of computing."""
+        self.work = replace(self.work, paths=self.work.paths.left())
+
+    def patient(self) -> Patient:
+        """What remedies are applied to."""
+        work = self.work
+        factor = work.training.guard.learning_rate_factor
+        return Patient(
+            work.trained.model, self.optimizer, self.scheduler, work.accelerator, self.compute_plainly, factor
+        )
+
     def leave_out(self) -> tuple[Tally, float, float]:
         """Go on in the schedule without a step."""
         learning_rate = float(self.scheduler.get_last_lr()[0])
@@ -149,7 +162,11 @@ class Stepper:
 
     def batches(self, micro_steps: Sequence[Sequence[int]]) -> list[Batch]:
         """A step's rows as tensors, in the parts that go through the model one after the other."""
-        return [_batch(self.work, rows) for rows in self.micro.parts(micro_steps)]
+        return [self.batch([self.work.rows[row] for row in part]) for part in self.micro.parts(micro_steps)]
+
+    def batch(self, rows: Sequence[TokenRow]) -> Batch:
+        """Rows as tensors; without any, a row with nothing to learn."""
+        return _batch(self.work, rows)
 
     def try_sizes(self, rows: Sequence[int]) -> None:
         """Find out how many of a step's rows the memory takes at a time, with the longest.
@@ -159,7 +176,7 @@ class Stepper:
         """
 
         def compute(chosen: Sequence[int]) -> None:
-            self.gradient([_batch(self.work, chosen)])
+            self.gradient([self.batch([self.work.rows[row] for row in chosen])])
 
         found = find_micro_batch(self.work.trained.model, self.work.accelerator.device, rows, compute)
         if found is None:
@@ -233,10 +250,10 @@ class Stepper:
         return metrics
 
 
-def _batch(work: Work, chosen: Sequence[int]) -> Batch:
+def _batch(work: Work, chosen: Sequence[TokenRow]) -> Batch:
     multiple = 8 if work.accelerator.device.type == "cuda" else 1
     if chosen:
-        return work.paths.batch([work.rows[row] for row in chosen], _pad(work), multiple)
+        return work.paths.batch(chosen, _pad(work), multiple)
     # The last rows of an epoch may not suffice for all processes; one without any still has to take part in the sum.
     return replace(work.paths.batch([masked(work.rows[0])], _pad(work), multiple), tokens=0)
 

@@ -19,7 +19,6 @@ from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, newest, res
 from llamafarm_tuners.pytorch._diagnosis import keep_broken
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._recovery import Recovery
-from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Report
 from llamafarm_tuners.pytorch._state import Engine, Stateful, TrainingState, read_state, restore, snapshot
 from llamafarm_tuners.pytorch._step import Stepper, Work
@@ -114,7 +113,7 @@ class _Training:
         self.sizes = sizes = plan_sizes(len(work.rows), training, accelerator.num_processes)
         self.best = BestSoFar(training)
         self.stepper = Stepper(work, sizes, partial(run.emit, "warning"))
-        self.recovery = Recovery(training.guard, run, self._patient)
+        self.recovery = Recovery(training.guard, run, self.stepper.patient)
         self.checkpoints = Checkpoints(
             work.folder,
             work.trained,
@@ -243,12 +242,6 @@ class _Training:
         message = f"{micro.limit} of the {rows} rows of a step go through the model at a time, tried with the longest"
         self.run.emit("micro_batch", step=step, rows=micro.limit)
         self.run.emit("notice", message=message)
-
-    def _patient(self) -> Patient:
-        stepper, work = self.stepper, self.work
-        apart = work.training.packing
-        factor = work.training.guard.learning_rate_factor
-        return Patient(work.trained.model, stepper.optimizer, stepper.scheduler, work.accelerator, apart, factor)
 
     def _saved(self, step: int, state: TrainingState) -> Path:
         return self.checkpoints.save(step, self.best.step, state)
