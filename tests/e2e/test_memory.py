@@ -179,7 +179,7 @@ from llamafarm.testing.run_context import RecordingRun
 class Limited(RecordingRun):
     def emit(self, type, /, **fields):
         super().emit(type, **fields)
-        if type == "phase" and fields["name"] == "training" and int(sys.argv[3]):
+        if type == "paths" and int(sys.argv[3]):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             most = pages * resource.getpagesize() + int(sys.argv[3])
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
