@@ -75,9 +75,8 @@ def tensors_are_finite(folder: Path) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["weight", "loss", "grad", "batch"])
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
+@pytest.mark.parametrize(("step", "value"), [*((step, math.nan) for step in range(1, STEPS + 1)), (2, math.inf)])
 def test_what_is_not_finite_is_found_in_its_step(fit, monkeypatch, where, step, value):
     plant(monkeypatch, where, step, value)
     with pytest.raises(NumericError, match=rf"^step {step}: .*stopped before the weights changed.*LF-NUMERIC-00[12]"):
@@ -224,7 +223,7 @@ def test_a_healthy_run_is_silent_and_the_same_with_the_guard_on_and_off(fit, met
 
 
 def test_hundreds_of_clean_steps_raise_no_alarm(fit):
-    done = fit(max_steps=400, held_out=4, eval_strategy="no", learning_rate=2e-3, logging_steps=5)
+    done = fit(max_steps=300, held_out=4, eval_strategy="no", learning_rate=2e-3, logging_steps=5)
     assert done.events("warning") == []
 
 

@@ -209,7 +209,7 @@ print(json.dumps([done.losses, [e["rows"] for e in done.events("warning") if "ro
 """
     )
     found = []
-    for limit in (0, 200 * 2**20):
+    for limit in (0, 600 * 2**20):
         folder = tmp_path / str(limit)
         folder.mkdir()
         arguments = [sys.executable, str(script), str(folder), str(Path(__file__).parent), str(limit)]

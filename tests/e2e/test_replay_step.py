@@ -22,7 +22,7 @@ def broken(tiny_model_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     rows = "".join(json.dumps(row) + "\n" for row in make_fields(24))
     Path("rows.jsonl").write_text(rows)
     sets = ["training.max_steps=6", "training.batch_size=4", "training.max_grad_norm=0", "training.warmup_ratio=0"]
-    sets += ["training.learning_rate=1e30", "method.dropout=0.1", "training.max_seq_length=64"]
+    sets += ["training.learning_rate=1e30", "method=lora", "method.dropout=0.1", "training.max_seq_length=64"]
     flags = [word for item in sets for word in ("--set", item)]
     code = main(["train", "--model", str(tiny_model_dir("llama")), "--dataset", "rows.jsonl", "-o", "run", *flags])
     assert code == 6
@@ -37,7 +37,7 @@ def test_a_step_that_broke_breaks_again_and_not_when_it_is_mended(broken, capsys
     assert facts["examples"][0][0].startswith("rows.jsonl:")
     manifest = json.loads((broken / "llamafarm/manifest.json").read_text())
     assert (manifest["status"], manifest["exit_code"]) == ("failed", 6)
-    text = json.loads(Path("rows.jsonl").read_text().splitlines()[0])["messages"][-1]["content"]
+    text = json.loads(Path("rows.jsonl").read_text().splitlines()[0])["output"]
     assert not [file for file in record.iterdir() if text.encode() in file.read_bytes()], "no text of the rows"
 
     capsys.readouterr()
@@ -68,9 +68,9 @@ def test_a_step_that_broke_breaks_again_and_not_when_it_is_mended(broken, capsys
 
 
 def test_other_fine_tuners_keep_no_records():
-    from llamafarm.api import FineTuner
+    from llamafarm.api import FineTuner, FineTunerConfig
 
-    class Other(FineTuner):  # type: ignore[type-arg]
+    class Other(FineTuner[FineTunerConfig]):
         name = "other"
 
         def fit(self, plan, data, run):

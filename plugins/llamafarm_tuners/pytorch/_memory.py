@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import torch
@@ -117,6 +119,8 @@ class Attempt:
 def free(device: torch.device) -> None:
     """Give back what nobody uses."""
     gc.collect()
+    with suppress(OSError, AttributeError):  # glibc keeps what is freed; other libraries have no such word
+        ctypes.CDLL(None).malloc_trim(0)
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

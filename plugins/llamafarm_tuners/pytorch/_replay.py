@@ -67,5 +67,5 @@ def _first_bad(work: Work, folder: Path) -> str | None:
     return str(bad) if bad else None
 
 
-def _unheard(**fields: Any) -> None:
+def _unheard(*_: Any, **__: Any) -> None:
     """What a stepper warns of is known."""

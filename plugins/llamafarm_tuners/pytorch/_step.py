@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Stepper:
         attempt: What was there before the step that is being taken.
     """
 
-    def __init__(self, work: Work, sizes: Sizes, say: Callable[..., object]) -> None:
+    def __init__(self, work: Work, sizes: Sizes, emit: Callable[..., object]) -> None:
         self.work = work
         self.model = _placed(work)
         self.optimizer = work.accelerator.prepare_optimizer(
@@ -99,10 +100,12 @@ class Stepper:
         )
         training = work.training
         scaled = work.accelerator.scaler is not None
-        self.guard = Guard(training.guard, scaled=scaled, say=say, ordered=training.curriculum is not None)
+        self.guard = Guard(
+            training.guard, scaled=scaled, say=partial(emit, "warning"), ordered=training.curriculum is not None
+        )
         self.micro = MicroBatch()
         self.attempt: Attempt | None = None
-        self._say = say
+        self._emit = emit
 
     def take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
         """Take one step over the rows that this process has in each micro-step.
@@ -215,7 +218,9 @@ class Stepper:
             return False
         self.micro.halve(rows)
         message = f"step {step}: out of memory with {rows} rows at a time: {self.micro.limit} from now on; "
-        self._say(
+        self._emit("micro_batch", step=step, rows=self.micro.limit, was=rows)
+        self._emit(
+            "warning",
             message=message + "the rows of a step, and what they weigh, stay the same",
             kind="out-of-memory",
             step=step,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ class _Training:
         self.work, self.run, self.continuation = work, run, continuation
         self.sizes = sizes = plan_sizes(len(work.rows), training, accelerator.num_processes)
         self.best = BestSoFar(training)
-        self.stepper = Stepper(work, sizes, partial(run.emit, "warning"))
+        self.stepper = Stepper(work, sizes, run.emit)
         self.recovery = Recovery(training.guard, run, self.stepper.patient)
         self.checkpoints = Checkpoints(
             work.folder,
