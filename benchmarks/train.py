@@ -109,7 +109,7 @@ def ours(way: str, size: str, rows: Sequence[Any], folder: Path) -> tuple[list[f
     with fast_paths(model, rows, accelerator.device, RecordingRun(folder), wanted) as paths:
         trained: Any = Trained(model, tokenizer, "", "")  # type: ignore[arg-type]
         work = Work(trained, rows, [], training, accelerator, folder, paths=paths)
-        stepper = Stepper(work, plan_sizes(len(rows), training, 1))
+        stepper = Stepper(work, plan_sizes(len(rows), training, 1), RecordingRun(folder).emit)
         seconds, losses, order = [], [], range(len(rows))
         for step, start in enumerate(range(0, len(rows), BATCH * ACCUMULATION)):
             mine = order[start : start + BATCH * ACCUMULATION]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llamafarm.api import GuardConfig, TrainingConfig
+from llamafarm.errors import NumericError
 from llamafarm_tuners.pytorch.guard import Figures, Guard, Offence
 from llamafarm_tuners.pytorch.guard.advice import ADVICE
 from llamafarm_tuners.pytorch.guard.history import overfitting, rising_loss, underfitting
@@ -154,6 +155,12 @@ def test_over_and_underfitting_are_read_from_the_log():
     assert "underfitting" in str(underfitting(logs([2.0] * 40)))
     assert underfitting(logs([2.0] * 20 + [1.0] * 20)) is None
     assert underfitting(logs([2.0] * 39)) is None
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run():
+    guard().check_evaluation(1.0)
+    with pytest.raises(NumericError, match="LF-NUMERIC-004"):
+        guard(policy="warn").check_evaluation(math.nan)
 
 
 def test_statistics():
