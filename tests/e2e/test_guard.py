@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from llamafarm.api import ResumePoint
 from llamafarm.errors import NumericError
+from llamafarm.testing.run_context import RecordingRun
 from llamafarm_tuners.pytorch import _step
 
 pytestmark = pytest.mark.e2e
@@ -130,11 +132,11 @@ def test_under_autocast_fp32_is_a_rung(fit, monkeypatch):
         fit(max_steps=10, bf16=True, guard=guard)
 
 
-def plant_always(monkeypatch: pytest.MonkeyPatch, from_step: int) -> None:
+def plant_always(monkeypatch: pytest.MonkeyPatch, from_step: int, until: int = 10**9) -> None:
     check = _step.Guard.check
 
     def bad(guard: Any, step: int, figures: Any) -> bool:
-        return check(guard, step, figures._replace(loss=math.nan) if step >= from_step else figures)
+        return check(guard, step, figures._replace(loss=math.nan) if from_step <= step <= until else figures)
 
     monkeypatch.setattr(_step.Guard, "check", bad)
 
@@ -259,3 +261,32 @@ def test_with_warn_the_step_is_left_out(fit, monkeypatch):
     assert [(event["kind"], event["step"]) for event in done.events("warning")] == [("non-finite", 3)]
     assert [event["step"] for event in done.events("log")] == [1, 2, 4, 5]
     assert tensors_are_finite(done.folder)
+
+
+def test_a_run_that_recovered_is_resumed_exactly(fit, monkeypatch):
+    plant_always(monkeypatch, from_step=4, until=5)
+    options = {
+        "max_steps": 9,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "lr_scheduler_type": "linear",
+        "guard": {"policy": "recover", "snapshot_steps": 2},
+    }
+    straight = fit("lora", {"dropout": 0.1}, **options)
+    assert [(event["step"], event["remedy"]) for event in straight.events("recovery")] == [
+        (4, "skip"),
+        (5, "no-flash-sdpa"),
+    ]
+
+    class Stopping(RecordingRun):
+        def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002
+            super().emit(type, **fields)
+            self.stop_requested = self.stop_requested or (type == "log" and fields["step"] == 6)
+
+    folder = fit.root / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        fit("lora", {"dropout": 0.1}, **options, folder=folder, run=Stopping)
+    again = fit("lora", {"dropout": 0.1}, **options, folder=folder, resume=ResumePoint())
+    assert [event["step"] for event in again.events("log")] == [7, 8, 9]
+    name = "adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (straight.folder / name).read_bytes()
