@@ -2,8 +2,8 @@
 
     python benchmarks/guard.py [STEPS]
 
-Prints the CPU seconds of a step, those that the guard's judgement and the record of the generators take within it, and the
-ratio. The losses of both are compared: they are the same to the last bit.
+Prints the CPU seconds of a step, those that the guard's judgement and the record of the generators take within it, and
+the ratio. The losses of both are compared: they are the same to the last bit.
 """
 
 from __future__ import annotations
