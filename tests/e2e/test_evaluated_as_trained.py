@@ -59,7 +59,7 @@ def losses(folder, capsys):
     code = run_command(["evaluate", str(folder), "--baseline", "none", "--metrics", "loss", "--json"])
     said = capsys.readouterr()
     assert code == 0, said.err
-    measured = json.loads(said.out)["models"][-1]["metrics"]["loss"]["value"]
+    measured = json.loads(said.out)["perplexity_evaluation"]["loss"]
     return json.loads((folder / "eval_results.json").read_text())["eval_loss"], measured
 
 
@@ -80,3 +80,26 @@ def test_evaluate_measures_the_loss_that_the_run_measured(method, stacked, train
     own, measured = losses(trained(method), capsys)
     # float32 sums of the same numbers in batches of another size
     assert measured == pytest.approx(own, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [{"type": "freeze"}, {"type": "dora"}, BITS[0], BITS[3]], ids=named)
+def test_a_stack_is_saved_loaded_and_answers_with_and_without_a_cache(method, trained):
+    """What the last step left, its checkpoint of the same step, and the answers of both, token by token."""
+    if "quantization" in method:
+        pytest.importorskip("bitsandbytes")
+    method = [method, {"type": "bos-scaling", "bos_scaling_factor": 0.05}]
+    folder = trained(method, save_total_limit=5)
+    answers = []
+    for name in (folder, folder / "checkpoint-4"):
+        model, tokenizer = load_trained(str(name), load_registry(), device="cpu", dtype=torch.float32)
+        (cached,) = generate(model, tokenizer, [PROMPT], Sampling(12))
+        ids = list(tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True)["input_ids"])
+        row = torch.tensor([ids])
+        with torch.inference_mode():
+            for _ in range(12):
+                following = model(row, use_cache=False).logits[0, -1].argmax().view(1, 1)
+                row = torch.cat([row, following], dim=1)
+        uncached = tokenizer.decode(row[0, len(ids) :], skip_special_tokens=True)
+        assert uncached.startswith(cached), "generation stops at an end token, the loop does not"
+        answers.append(cached)
+    assert answers[0] == answers[1]
