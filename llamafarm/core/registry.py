@@ -127,6 +127,16 @@ class Registry:
             raise PluginError([problem])
         return self.family(family)[type_].component
 
+    def loose_keys(self) -> dict[str, str]:
+        """Options that may stand among a fine-tuner's own → the method that they put on the stack."""
+        methods = {name: found.component for name, found in self.family("method").items()}
+        return {
+            key: name
+            for name, method in methods.items()
+            if issubclass(method, Method)
+            for key in sorted(method.loose_keys)
+        }
+
     def default_methods(self, tuner: object) -> list[dict[str, str]]:
         """What stands for an absent `method`: lora, or nothing for a fine-tuner that takes no method."""
         registered = self.family("fine_tuner").get(str(tuner))
