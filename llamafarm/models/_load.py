@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._adapter import repeatable, without_idle_warnings
-from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
+from llamafarm.models._quantize import gptq_with_gradients, keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
     explained,
@@ -25,7 +25,7 @@ from llamafarm.models._tokenizer import (
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.locate import Located, locate
-from llamafarm.models.prequantized import require_library
+from llamafarm.models.prequantized import require_library, stored_as
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -62,6 +62,8 @@ def load_model(
     if quantization:
         arguments["quantization_config"] = quantization_config(quantization)
         arguments["device_map"] = {"": device}
+    elif device == "cpu" and stored_as(located, config) == "gptq":
+        arguments["quantization_config"] = gptq_with_gradients()
     with explained(located, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     keep_weights_as_packed(model)
@@ -94,7 +96,7 @@ def load_for_generation(
     saved = {"huggingface_id": model, "add_pad_token": False}  # what is there answers as it is
     options = (config or BaseModelConfig()).model_copy(update=saved)
     if not located.is_adapter:
-        loaded = load_model(options, dtype=dtype)
+        loaded = load_model(options, dtype=dtype, device=device)
         tokenizer = load_tokenizer(options)
     else:
         loaded, tokenizer = _load_adapter(located, options, dtype, device, quantization or {}, unpacked=unpacked)

@@ -264,3 +264,14 @@ BRIDGED: tuple[type[PeftMethod], ...] = (
     PromptTuning,
     PrefixTuning,
 )
+
+REFUSED = (
+    (
+        "adalora",
+        "it moves ranks between layers inside the training loop and adds a term to the loss, which the loop does not "
+        "do; lora with rank_pattern gives layers ranks of their own",
+    ),
+    ("boft", "it compiles code when it is first used; oft rotates weights without"),
+    ("p-tuning", "its saved prompt cannot be trained on; prompt-tuning can"),
+)
+"""Methods that users ask for → why they are not offered, and what comes near."""
