@@ -268,8 +268,7 @@ BRIDGED: tuple[type[PeftMethod], ...] = (
 REFUSED = (
     (
         "adalora",
-        "it moves ranks between layers inside the training loop and adds a term to the loss, which the loop does not "
-        "do; lora with rank_pattern gives layers ranks of their own",
+        "it moves ranks inside the training loop and adds to the loss; lora with rank_pattern sets them by layer",
     ),
     ("boft", "it compiles code when it is first used; oft rotates weights without"),
     ("p-tuning", "its saved prompt cannot be trained on; prompt-tuning can"),

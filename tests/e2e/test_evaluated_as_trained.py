@@ -1,4 +1,4 @@
-"""What `evaluate` measures of a saved run is what the run measured of itself, whatever made it; with bos-scaling too."""
+"""What `evaluate` measures of a saved run is what the run measured of itself, whatever made it; bos-scaling too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was trained with bos-scaling, for programs that know nothing of it: the factor is in the weights, BOS in the template."""
+"""What was trained with bos-scaling, for other programs: the factor is in the weights, BOS in the chat template."""
 
 from __future__ import annotations
 
