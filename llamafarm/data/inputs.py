@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamafarm.api import RowRef
-from llamafarm.data.blocks import Block, cut, lines_of, read_blocks
+from llamafarm.data.blocks import Block, read_blocks, read_digests
 from llamafarm.data.digests import row_digest
+from llamafarm.data.lines import cut, lines_of
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.rows import SPACE, RawRow, no_rows, opened_rows, read_array, read_raw
 from llamafarm.data.sources import reader_of
@@ -77,6 +78,10 @@ class Input(ABC):
     def blocks(self, log: ProblemLog) -> Iterator[Block]:
         """The rows, parsed and digested; problems go to `log`."""
 
+    def digests(self, log: ProblemLog) -> Iterator[Block]:
+        """The same, perhaps without the fields of the rows."""
+        return self.blocks(log)
+
     @abstractmethod
     def parts(self, sides: NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
         """The rows as lines, bytes for one output after the other.
@@ -96,12 +101,16 @@ class JsonLines(Input):
         """The rows, parsed and digested."""
         return read_blocks(self._path, self._stream, log)
 
+    def digests(self, log: ProblemLog) -> Iterator[Block]:
+        """The rows, digested."""
+        return read_digests(self._path, self._stream, log)
+
     def parts(self, sides: NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
         """The rows without the space around them, each with a line feed."""
         import numpy as np
 
         done = 0
-        for block in cut(self._stream, _PIECE):
+        for block in cut(self._stream.read, _PIECE):
             text = block if block.endswith(b"\n") else block + b"\n"
             octets = np.frombuffer(text, np.uint8)
             ends = np.flatnonzero(octets == ord("\n")) + 1
