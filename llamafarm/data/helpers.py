@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import repeat
@@ -28,7 +28,7 @@ def helpers_for(parts: int) -> int:
     return count if count > 1 and sys.executable else 0
 
 
-def judged(path: Path, parts: Sequence[tuple[int, int]], count: int) -> Iterator[Judged | None]:
+def judged(path: Path, parts: Sequence[tuple[int, int]], count: int) -> Generator[Judged | None]:
     """What `judge` says of each part, in their order; None also where a helper failed.
 
     The helpers are gone when this ends, in whatever way: they are killed, and where not even that is possible they end

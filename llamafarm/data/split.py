@@ -166,9 +166,9 @@ def _dealt(inputs: Sequence[Path], text_field: str, sides: Sides) -> Iterator[tu
     done = 0
     for path in inputs:
         with opened_input(path, text_field) as source:
-            for side, rows in source.parts(sides[done:]):
+            for side, rows, number in source.parts(sides[done:]):
                 yield side, rows
-                done += rows.count(b"\n")
+                done += number
 
 
 def _state(path: Path) -> tuple[int, int, int]:
