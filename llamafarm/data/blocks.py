@@ -50,8 +50,10 @@ def read_digests(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[Bloc
     """
     size = path.stat().st_size if path.is_file() and not is_packed(path) else 0
     helpers = helpers_for(size // PART) if size >= LARGE else 0
-    if not helpers or refuse_utf16(path, stream, log):
+    if not helpers:
         yield from read_blocks(path, stream, log)
+        return
+    if refuse_utf16(path, stream, log):
         return
     parts, number = list(ranges(stream, size, PART)), 0
     with closing(judged(path, parts, helpers)) as answers:
