@@ -56,9 +56,10 @@ class Cost:
 def make_file(path: Path, megabytes: int) -> int:
     """Write chats of about 640 bytes each, all different; return how many."""
     generator, count, size = random.Random(0), 0, 0
+    pairs = [[" ".join(generator.choices(WORDS.split(), k=length)) for length in (25, 60)] for _ in range(10_000)]
     with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 10**6:
-            prompt, answer = (" ".join(generator.choices(WORDS.split(), k=length)) for length in (25, 60))
+            prompt, answer = pairs[count % len(pairs)]
             turns = [{"role": "user", "content": f"{count}: {prompt}"}, {"role": "assistant", "content": answer}]
             size += file.write(json.dumps({"messages": turns, "source": count % 7}, ensure_ascii=False) + "\n")
             count += 1
