@@ -83,6 +83,8 @@ class BaseModelConfig(Config):
             "use_auth_token": "token",
             "hub_token": "token",
             "load_8bit": "load_in_8bit",
+            "add_chatml_template": "add_chatml_prompt_template",
+            "pad_to_multiple_of": "resize_to_multiple_of",
         }
     )
     shorthand = "huggingface_id"
@@ -104,8 +106,18 @@ class BaseModelConfig(Config):
     )
     trust_remote_code: bool = Field(False, description="Let a hub model run code of its own.")
     token: SecretStr | None = Field(None, description="Hub token, best as `${HF_TOKEN}`; never written anywhere.")
-    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
         "auto", description="Attention kernel; `auto` is decided by the hardware profile, with its reason."
+    )
+    add_pad_token: bool | None = Field(
+        None,
+        description="Make PAD a token of its own, adding `<|pad|>` if need be; `false` never adds one; by default one "
+        "is added only where the tokenizer has no token to spare.",
+    )
+    add_chatml_tokens: bool = Field(False, description="Add `<|im_start|>` as BOS and `<|im_end|>` as EOS.")
+    add_chatml_prompt_template: bool = Field(False, description="Use the chat template of ChatML.")
+    resize_to_multiple_of: Count = Field(
+        32, description="The rows of an embedding that has to grow for new tokens are a multiple of this."
     )
 
 
@@ -156,9 +168,14 @@ class RowsConfig(Config):
     path: str | None = Field(
         None,
         description="File (jsonl, json, csv, tsv, parquet, txt; also .gz, .zst), folder, pattern, or hub id "
-        "(OWNER/NAME, OWNER/NAME:SPLIT); `#N` behind it takes N rows by chance.",
+        "(OWNER/NAME, OWNER/NAME:SPLIT), or a name in dataset_info.json; `#N` behind it takes N rows by chance.",
     )
     subset: str | None = Field(None, description="Configuration of a hub dataset that has several.")
+    dataset_dir: str | None = Field(
+        None,
+        description="Folder of a dataset_info.json, whose names `path` may give; by default that of the strategy, "
+        "the working folder, or `data` in it.",
+    )
     generate: GenerateDataConfig | None = Field(None, description="Generate the rows instead of reading a file.")
     format: Form = Field("auto", description="Form of the rows; `auto` looks at the columns and says what it found.")
     columns: dict[Column, str] = Field(
@@ -231,8 +248,9 @@ class DatasetConfig(RowsConfig):
         parts = [parts] if isinstance(parts, int) else parts
         try:
             ids = [int(str(part)) for part in parts]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Error parsing prefix_ids or suffix_ids: {error}") from None
+        except (TypeError, ValueError):
+            message = f"Error parsing prefix_ids or suffix_ids: {value!r} is no list of token ids, e.g. 1,2,3"
+            raise ValueError(message) from None
         if not ids or min(ids) < 0:
             raise ValueError("Error parsing prefix_ids or suffix_ids: token ids are numbers from 0, at least one")
         return ids
@@ -275,6 +293,7 @@ class TrainingConfig(Config):
             "use_bf16": "bf16",
             "use_fp16": "fp16",
             "use_tf32": "tf32",
+            "enable_torch_compile": "torch_compile",
             "cutoff_len": "max_seq_length",
             "ctx_size": "max_seq_length",
             "max_length": "max_seq_length",
@@ -291,6 +310,9 @@ class TrainingConfig(Config):
     # batches
     batch_size: Count = Field(4, description="Rows, or packs of rows, per device and micro-step.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-steps per optimizer step.")
+    global_batch_size: Count | None = Field(
+        None, description="Rows per optimizer step over all devices; the accumulation follows from it, exactly."
+    )
     group_by_length: bool = Field(False, description="Batch rows of similar length together, seeded.")
     length_column_name: str = Field("length", description="Column with row lengths; absent: token counts are used.")
     curriculum: CurriculumConfig | None = Field(
@@ -357,6 +379,15 @@ class TrainingConfig(Config):
     fp16: bool = Field(False, description="fp16 autocast with loss scaling (CUDA only).")
     bf16: bool = Field(False, description="bf16 autocast.")
     tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
+    pure_bf16: bool = Field(
+        False, description="All weights in bf16, the trained ones too: half the memory, small updates are rounded away."
+    )
+    disable_cudnn_sdpa: bool = Field(True, description="Keep cuDNN's kernel out of sdpa attention (CUDA).")
+    disable_flash_sdpa: bool = Field(False, description="Keep the flash kernel out of sdpa attention.")
+    torch_compile: bool = Field(False, description="Compile the model that is trained; what is saved stays as it is.")
+    torch_compile_backend: Literal["inductor", "aot_eager", "eager"] = Field(
+        "inductor", description="What compiles it; the others than inductor are for finding faults."
+    )
     use_flash_attention: bool = Field(False, description="Same as base_model.attn_implementation: flash_attention_2.")
     use_cpu_offload: bool = Field(False, description="Keep optimizer state in main memory.")
     use_ipex: bool = Field(False, description="Accepted; its library has been merged into torch, so without effect.")
@@ -397,6 +428,9 @@ class FineTunerConfig(Config):
             "training_args": "training",
             "eval_dataset": "dataset.eval_path",
             "train_dataset": "dataset.path",
+            "add_pad_token": "base_model.add_pad_token",
+            "add_chatml_tokens": "base_model.add_chatml_tokens",
+            "add_chatml_prompt_template": "base_model.add_chatml_prompt_template",
         }
     )
 

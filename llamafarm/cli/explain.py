@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from llamafarm.cli.options import Sets
 from llamafarm.cli.redact import redact as redact_forms
 from llamafarm.cli.session import Session, session_of
 from llamafarm.cli.tables import show_table
@@ -21,7 +22,7 @@ def explain(
     context: typer.Context,
     strategy: Annotated[str, typer.Argument(help="Name, FILE, or FILE:NAME.", show_default=False)],
     key: Annotated[str | None, typer.Argument(help="Only this setting or block, e.g. training.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="An override a.b=c, as with train.")] = None,
+    sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show each setting with its value and its origin: a line of a file, a profile and its reason, or the default."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llamafarm.cli.figures import share
 from llamafarm.cli.hush import hushed
-from llamafarm.cli.options import flags_from
+from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, flags_from
 from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import DataError, UsageError
 
@@ -34,21 +33,13 @@ def inspect(
     strategy: Annotated[
         str | None, typer.Argument(metavar="[STRATEGY]", help="Name, FILE, or FILE:NAME.", show_default=False)
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", "--base-model", help="Base model: folder, hub id, or builtin:NAME.")
-    ] = None,
-    dataset: Annotated[
-        Path | None, typer.Option("--dataset", "-d", "--train-dataset", help="Rows to train on.")
-    ] = None,
+    model: BaseModel = None,
+    dataset: Dataset = None,
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Rows to show.")] = 3,
     row: Annotated[int | None, typer.Option("--row", min=1, help="Show this row of the training set alone.")] = None,
-    prefix_ids: Annotated[
-        str | None, typer.Option("--prefix-ids", "--prefix_ids", help="Token ids before answers, from find-split.")
-    ] = None,
-    suffix_ids: Annotated[
-        str | None, typer.Option("--suffix-ids", "--suffix_ids", help="Token ids that end answers.")
-    ] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")] = None,
+    prefix_ids: PrefixIds = None,
+    suffix_ids: SuffixIds = None,
+    sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model will really see: decoded tokens, the trained ones marked; then totals of the training set.
@@ -56,9 +47,11 @@ def inspect(
     Needs a tokenizer only. Ends with exit code 3 if training would refuse the labels.
     """
     from llamafarm.core.load import load
+    from llamafarm.core.plan import methods_of
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.data.look import look
+    from llamafarm.models.first_token import asked_first_token
 
     session = session_of(context)
     if strategy is None and not (model and dataset):
@@ -72,7 +65,8 @@ def inspect(
         wanted = [row] if row else range(1, min(count, len(data.train)) + 1)
         if row and row > len(data.train):
             raise UsageError.of("LF-USAGE-003", f"--row {row}: the training set has {len(data.train)} rows")
-        seen, totals = look(data.train, tokenizer, loaded.tuner_config, wanted)
+        first = asked_first_token(methods_of(loaded.tuner_config, registry), tokenizer)
+        seen, totals = look(data.train, tokenizer, loaded.tuner_config, wanted, first)
     template = template_source(tokenizer, loaded.tuner_config.base_model.huggingface_id)
     if as_json:
         session.result_json({"template": template, "rows": [_plain(one) for one in seen], "totals": _plain(totals)})
@@ -106,10 +100,11 @@ def _tokenizer(loaded: Loaded, examples: tuple[Example, ...] | Any) -> Any:
 
         return load_tokenizer(base)
     from llamafarm.models._scratch import train_tokenizer
+    from llamafarm.models.special import extended
 
     texts = [example.text for example in examples if example.text is not None]
     turns = [message.content for example in examples for message in example.messages]
-    return train_tokenizer([*texts, *turns], base.from_scratch)
+    return extended(train_tokenizer([*texts, *turns], base.from_scratch), base).tokenizer
 
 
 def _show(session: Session, seen: list[SeenRow], totals: Totals, template: str, limit: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -12,6 +13,29 @@ from llamafarm.errors import UsageError
 
 if TYPE_CHECKING:
     from llamafarm.core.request import Flag
+
+BaseModel: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--model", "-m", "--base-model", help="Base model: folder, hub id, or builtin:NAME."),
+]
+Dataset: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--dataset",
+        "-d",
+        "--train-dataset",
+        help="Rows to train on: a file (jsonl, json, csv, tsv, parquet, txt), a folder, a pattern, a hub id, or a name "
+        "of dataset_info.json.",
+    ),
+]
+PrefixIds: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--prefix-ids", "--prefix_ids", help="Token ids before answers, from find-split."),
+]
+SuffixIds: TypeAlias = Annotated[
+    str | None, typer.Option("--suffix-ids", "--suffix_ids", help="Token ids that end answers.")
+]
+Sets: TypeAlias = Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")]
 
 
 def flags_from(context: typer.Context, paths: Mapping[str, str]) -> tuple[Flag, ...]:

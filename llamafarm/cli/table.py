@@ -32,11 +32,16 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         "The same training, in the guide's other spelling.",
         {
             "start": Leaf("llamafarm.cli.train:train", "Same as `train`."),
+            "export": Leaf("llamafarm.cli.export:export", "Same as `export`."),
             "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Same as `evaluate`."),
         },
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
+    "capture": Leaf("llamafarm.cli.capture:capture", "Write the matrices of a model's layers for one row."),
     "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Measure a trained model beside its base."),
+    "plot-loss": Leaf("llamafarm.cli.plot_loss:plot_loss", "Draw the losses of a run."),
+    "export": Leaf("llamafarm.cli.export:export", "Write a trained model for other programs, checked."),
+    "verify-serve": Leaf("llamafarm.cli.verify_serve:verify_serve", "Compare a server's tokens with training's."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),
     "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
     "datagen": Branch(

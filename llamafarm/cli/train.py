@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from llamafarm.cli.options import flags_from
+from llamafarm.cli.export import export_all
+from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, flags_from
 from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
 from llamafarm.cli.session import session_of
@@ -17,6 +18,7 @@ from llamafarm.errors import LlamaFarmError, UsageError
 
 if TYPE_CHECKING:
     from llamafarm.core.registry import Registry
+    from llamafarm.core.request import Flag
 
 FLAGS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -44,13 +46,8 @@ def train(
         str | None,
         typer.Option("--strategy", "-s", "--strategy-file", "--config", "-c", help="Name, FILE, or FILE:NAME."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", "--base-model", help="Base model: folder, hub id, or builtin:NAME."),
-    ] = None,
-    dataset: Annotated[
-        Path | None, typer.Option("--dataset", "-d", "--train-dataset", help="Rows to train on, one JSON a line.")
-    ] = None,
+    model: BaseModel = None,
+    dataset: Dataset = None,
     eval_dataset: Annotated[Path | None, typer.Option("--eval-dataset", help="Held-out rows.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="lora, full, or another installed method.")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", "--num-epochs", help="Passes over the rows.")] = None,
@@ -58,19 +55,20 @@ def train(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per device and step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same losses.")] = None,
-    prefix_ids: Annotated[
-        str | None, typer.Option("--prefix-ids", "--prefix_ids", help="Token ids before answers, from find-split.")
-    ] = None,
-    suffix_ids: Annotated[
-        str | None, typer.Option("--suffix-ids", "--suffix_ids", help="Token ids that end answers.")
-    ] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")] = None,
+    prefix_ids: PrefixIds = None,
+    suffix_ids: SuffixIds = None,
+    sets: Sets = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", "--output-dir", help="Where the run writes; ./output by default.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", "--overwrite-output-dir", help="Replace an earlier run there.")
     ] = False,
+    export_to: Annotated[
+        list[str] | None, typer.Option("--export", help="Export after training: merged, adapter, gguf, ollama, vllm.")
+    ] = None,
+    export_ollama: Annotated[bool, typer.Option("--export-ollama", help="The same as --export ollama.")] = False,
+    export_gguf: Annotated[bool, typer.Option("--export-gguf", help="The same as --export gguf.")] = False,
     job_name: Annotated[str | None, typer.Option("--job-name", help="Name of the run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why; write nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show every decision before training.")] = False,
@@ -93,7 +91,8 @@ def train(
     registry = load_registry()
     if strategy is None and not (model and dataset):
         raise _no_strategy(registry, context)
-    request = Request(strategy, flags_from(context, FLAGS), tuple(sets or ()))
+    flags = (*flags_from(context, FLAGS), *_export_flags(export_to, ollama=export_ollama, gguf=export_gguf))
+    request = Request(strategy, flags, tuple(sets or ()))
     loaded = load(request, registry)
     planned = make_plan(loaded, registry)
     if dry_run:
@@ -106,7 +105,17 @@ def train(
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
         outcome = run_training(loaded, planned, registry, story)
-    show_outcome(session, outcome, story, quiet=quiet, as_json=as_json)
+    exports = export_all(session, loaded, quiet=quiet or as_json)
+    show_outcome(session, outcome, story, exports, quiet=quiet, as_json=as_json)
+
+
+def _export_flags(targets: list[str] | None, *, ollama: bool, gguf: bool) -> tuple[Flag, ...]:
+    """The targets that flags name, which take the place of the strategy's."""
+    from llamafarm.core.request import Flag
+
+    named = {"ollama": "--export-ollama" if ollama else "", "gguf": "--export-gguf" if gguf else ""}
+    spelt = dict.fromkeys(targets or (), "--export") | {name: flag for name, flag in named.items() if flag}
+    return (Flag("export.to", list(spelt), " ".join(dict.fromkeys(spelt.values()))),) if spelt else ()
 
 
 def _no_strategy(registry: Registry, context: typer.Context) -> LlamaFarmError:

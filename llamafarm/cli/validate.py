@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llamafarm.cli.options import Sets
 from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import LlamaFarmError, StrategyError
 
@@ -31,7 +32,7 @@ class Verdict:
 def validate(
     context: typer.Context,
     targets: Annotated[list[str], typer.Argument(metavar="STRATEGY", help="Names or files.", show_default=False)],
-    sets: Annotated[list[str] | None, typer.Option("--set", help="An override a.b=c, as with train.")] = None,
+    sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check strategies without running them; every error of every file is shown.

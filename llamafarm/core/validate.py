@@ -164,8 +164,9 @@ def _translate(location: tuple[str | int, ...], error: Any, merged: Layer) -> Pr
     }.get(kind)
     if expected:
         return Problem("LF-STRATEGY-024", f"{name} must be {expected}{got}", where)
-    message = error["msg"].removeprefix("Value error, ")
-    return Problem("LF-STRATEGY-029", f"{name}: {message[:1].lower()}{message[1:]}", where)
+    ours = error["msg"].removeprefix("Value error, ")
+    message = ours if kind == "value_error" else f"{ours[:1].lower()}{ours[1:]}"
+    return Problem("LF-STRATEGY-029", f"{name}: {message}", where)
 
 
 def _in_tree(location: tuple[str | int, ...], values: Any) -> Path:

@@ -13,7 +13,9 @@ from llamafarm.data.columns import Renamed
 from llamafarm.data.digests import example_digest, row_digest
 from llamafarm.data.formats import detect_format, to_example, unused_columns
 from llamafarm.data.problems import SHOWN, ProblemLog
-from llamafarm.data.sources import Notice, Rows, parse, read, sample
+from llamafarm.data.registered_rows import translated
+from llamafarm.data.registry import FILE, registered
+from llamafarm.data.sources import Notice, Rows, Source, parse, read, sample
 from llamafarm.data.tasks import of_task
 from llamafarm.errors import DataError
 
@@ -51,8 +53,14 @@ def open_rows(config: RowsConfig, log: ProblemLog, notice: Notice, *, seed: int,
         return Opened(config.generate.name, generated_rows(config.generate, limit))
     if config.generate is not None:
         notice(f"dataset.generate is not used: dataset.path names {config.path}")
-    source = parse(config.path)
-    rows = read(source.path, log, notice, text_field=config.text_field, subset=config.subset)
+    source, subset = parse(config.path), config.subset
+    if entry := registered(config, source.path):
+        notice(f"{entry.name}: {entry.path}, as {FILE} says")
+        named = parse(entry.path)
+        source, subset = Source(named.path, source.sample or named.sample), subset or entry.subset
+    rows = read(source.path, log, notice, text_field=config.text_field, subset=subset)
+    if entry:
+        rows = translated(entry, rows, log)
     if source.sample is None:
         return Opened(source.path, islice(rows, limit))
     chosen, total = sample(rows, source.sample, seed)
@@ -121,13 +129,19 @@ def load(
 
 def _number(fields: Mapping[str, Any], column: str, ref: RowRef) -> float:
     value = fields.get(column)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = value
+    if isinstance(value, str):  # tables of text have no other numbers
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         message = f"column {column!r} is {value!r}, and the curriculum goes by its number"
         if column not in fields:
             message = f"no column {column!r}, which the curriculum goes by"
         hint = "training.curriculum goes by words, tokens, or a column of numbers"
         raise DataError.of("LF-DATA-080", message, where=str(ref), hint=hint)
-    return float(value)
+    return float(number)
 
 
 def _form(name: str, rows: Rows, dataset: RowsConfig, log: ProblemLog, notice: Notice) -> tuple[str, Rows]:

@@ -58,6 +58,8 @@ class Mixed:
 
     def _part(self, number: int, source: SourceConfig) -> tuple[str, list[tuple[Example, bytes, Row]]]:
         part, rows = Loaded(), deque[Row]()
+        if source.dataset_dir is None:
+            source = source.model_copy(update={"dataset_dir": self._dataset.dataset_dir})
         opened = open_rows(source, self._log, self._notice, seed=self._dataset.sample_seed + number)
         self.left_out += opened.left_out
         rows.extend(

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
+from llamafarm.models._adapter import repeatable, without_idle_warnings
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
-from llamafarm.models._tokenizer import available, ensure_pad, explained, hub_arguments, load_tokenizer, quiet
+from llamafarm.models._tokenizer import (
+    available,
+    explained,
+    hub_arguments,
+    load_tokenizer,
+    load_vocabulary,
+    quiet,
+)
+from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.locate import Located, locate
+from llamafarm.models.prequantized import require_library
+from llamafarm.models.vocabulary import Additions, read_additions
 
-__all__ = ["ensure_pad", "load_for_generation", "load_model", "load_tokenizer", "quiet", "require_room"]
+__all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
 
 
 def load_model(
@@ -37,10 +50,12 @@ def load_model(
 
     Raises:
         ModelError: If the folder is damaged, the architecture is unknown, or the attention kernel does not fit.
+        PluginError: If the weights are stored in a format whose library is not installed.
         SecurityError: If the model wants to run code of its own and was not allowed to.
     """
     quiet()
     located = available(config)
+    require_library(located, config)
     arguments = hub_arguments(config) | {"dtype": dtype}
     if attention:
         arguments["attn_implementation"] = attention
@@ -54,7 +69,12 @@ def load_model(
 
 
 def load_for_generation(
-    model: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, config: BaseModelConfig | None = None
+    model: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: BaseModelConfig | None = None,
+    rounded: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load whatever answers prompts: a whole model, an adapter with its base, or a checkpoint of either.
 
@@ -63,38 +83,26 @@ def load_for_generation(
         device: Where it shall run.
         dtype: Precision of its weights.
         config: Token, cache and so on for hub models.
+        rounded: Options of `AdapterSpec.quantization`: an adapter's base gets the values that these leave of it, in
+            full precision, as the adapter knew them when it was trained.
 
     Raises:
         ModelError: If it is none of these, or an adapter does not fit its base.
     """
     located = locate(model)
-    options = (config or BaseModelConfig()).model_copy(update={"huggingface_id": model})
+    saved = {"huggingface_id": model, "add_pad_token": False}  # what is there answers as it is
+    options = (config or BaseModelConfig()).model_copy(update=saved)
     if not located.is_adapter:
         loaded = load_model(options, dtype=dtype)
         tokenizer = load_tokenizer(options)
     else:
-        loaded, tokenizer = _load_adapter(located, options, dtype)
+        loaded, tokenizer = _load_adapter(located, options, dtype, rounded)
     require_room(loaded, tokenizer)
     return loaded.to(device).eval(), tokenizer
 
 
-def require_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that every token of the tokenizer has a row in the model's embedding.
-
-    Raises:
-        ModelError: If the tokenizer is larger.
-    """
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    if len(tokenizer) > rows:
-        raise ModelError.of(
-            "LF-MODEL-010",
-            f"the tokenizer has {len(tokenizer)} tokens, but the model's embedding only {rows} rows",
-            hint="give the base model whose tokenizer this is",
-        )
-
-
 def _load_adapter(
-    located: Located, options: BaseModelConfig, dtype: torch.dtype
+    located: Located, options: BaseModelConfig, dtype: torch.dtype, rounded: Mapping[str, Any] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from peft import PeftModel
 
@@ -103,10 +111,32 @@ def _load_adapter(
     base = options.model_copy(update={"huggingface_id": described.get("base_model_name_or_path") or None})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
-    loaded = load_model(base, dtype=dtype)
+    loaded = load_model(base, dtype=dtype, quantization=rounded)
+    if getattr(loaded, "is_quantized", False) and rounded is not None:
+        loaded = loaded.dequantize(dtype)
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)
-    require_room(loaded, tokenizer)
-    with explained(located, "adapter"):
+    if additions := read_additions(located.folder) or _foreign_additions(located.folder, loaded, tokenizer):
+        add_rows(loaded, additions)
+    name_special_tokens(loaded, tokenizer)
+    with explained(located, "adapter"), repeatable(), without_idle_warnings():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder))
     return adapted, tokenizer
+
+
+def _foreign_additions(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Additions | None:
+    """What an adapter that another tool made needs: rows for its tokenizer, or as many as it brings itself."""
+    needed = max(len(tokenizer), _saved_rows(folder, model))
+    return Additions(needed) if needed > rows_of(model) else None
+
+
+def _saved_rows(folder: Path, model: PreTrainedModel) -> int:
+    """Rows of the embedding that an adapter holds whole; 0 if it holds none."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        return 0
+    embedding = model.get_input_embeddings()
+    name = next(path for path, module in model.named_modules() if module is embedding)
+    with explained(Located(str(folder), "folder", folder), "adapter"), safe_open(weights, framework="pt") as file:
+        wanted = (key for key in file.keys() if key.endswith(f"{name}.weight"))  # noqa: SIM118  # no mapping
+        return max((int(file.get_slice(key).get_shape()[0]) for key in wanted), default=0)

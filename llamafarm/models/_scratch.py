@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -10,6 +13,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -17,8 +21,8 @@ from transformers import (
 
 from llamafarm.api.config import ScratchConfig
 from llamafarm.errors import ModelError, nearest
-from llamafarm.models._load import ensure_pad
 from llamafarm.models._turns import end_of_turn
+from llamafarm.models.special import ensure_pad
 
 _WORDS = r" ?\p{L}+|\p{N}{1,3}|[._/-]\p{L}+| ?[^\s\p{L}\p{N}]+|\s*\n|\s+(?!\S)|\s+"
 """Where merges stop: a word takes the space before it, a number never does (so a number has one spelling in tokens),
@@ -27,7 +31,8 @@ and the parts of a dotted or snake_case name stay whole."""
 
 def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer that can write any text; special tokens are never split or merged."""
-    special = list(dict.fromkeys([*config.special_tokens.values(), *config.extra_tokens]))
+    named = config.special_tokens | _brought_by_its_class(config)
+    special = list(dict.fromkeys([*named.values(), *config.extra_tokens]))
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
     plain_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -40,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTo
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if bos := config.special_tokens.get("bos_token"):
+    if bos := named.get("bos_token"):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
@@ -49,11 +54,29 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTo
         clean_up_tokenization_spaces=False,
         model_max_length=config.architecture.get("max_position_embeddings"),
         extra_special_tokens=list(config.extra_tokens),
-        **config.special_tokens,
+        **named,
     )
     wrapped.chat_template = config.chat_template
     ensure_pad(wrapped)
     return wrapped
+
+
+def _brought_by_its_class(config: ScratchConfig) -> dict[str, str]:
+    """Special tokens that transformers gives every tokenizer of this kind of model when it is loaded.
+
+    Qwen2's has an unknown token, for one. Left out, the saved tokenizer would come back larger than its model.
+    """
+    model_type = config.architecture.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        return {}
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE()), clean_up_tokenization_spaces=False, **config.special_tokens
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        bare.save_pretrained(folder)
+        (Path(folder) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        loaded = AutoTokenizer.from_pretrained(folder)
+    return {name: str(token) for name, token in loaded.special_tokens_map.items() if name not in config.special_tokens}
 
 
 def new_model(config: ScratchConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

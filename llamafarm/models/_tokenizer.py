@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,35 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError, NetworkError, SecurityError
 from llamafarm.models.hub import fetch_config
 from llamafarm.models.locate import Located, locate
-
-_PAD_NAMES = ("pad", "padding")
+from llamafarm.models.special import Vocabulary, extended, pad_is_text
 
 
 def load_tokenizer(config: BaseModelConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model, with a PAD token that is not the end token wherever it has one.
+    """Load the tokenizer of a base model, with a PAD token and the special tokens that `config` adds.
 
     Raises:
         ModelError: If there is none or it cannot be read.
     """
+    return load_vocabulary(config).tokenizer
+
+
+def load_vocabulary(config: BaseModelConfig) -> Vocabulary:
+    """As `load_tokenizer`, and what is new in it.
+
+    Raises:
+        ModelError: If there is none, it cannot be read, or lacks what `config` takes for granted.
+    """
     quiet()
     located = available(config)
+    arguments = hub_arguments(config)
+    notices: tuple[str, ...] = ()
     with explained(located, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(located.source, **hub_arguments(config))
-    ensure_pad(tokenizer)
-    return tokenizer
-
-
-def ensure_pad(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer without PAD one of its own unused tokens; the end token only if nothing else is there.
-
-    No token is added, so the model's embedding never has to grow. Nothing relies on the choice: labels and attention
-    masks come from lengths.
-    """
-    if tokenizer.pad_token_id is not None:
-        return
-    special = list(tokenizer.added_tokens_encoder)
-    named = [token for token in special if token.strip("<|[]>").casefold() in _PAD_NAMES or "_pad_" in token]
-    reserved = [token for token in special if "reserved" in token.casefold()]
-    spare = [tokenizer.unk_token] if tokenizer.unk_token not in (None, tokenizer.eos_token) else []
-    tokenizer.pad_token = [*named, *reserved, *spare, tokenizer.eos_token][0]
+        tokenizer = AutoTokenizer.from_pretrained(located.source, **arguments)
+        if pad_is_text(tokenizer):
+            notices = (f"the tokenizer's PAD token {tokenizer.pad_token!r} is ordinary text: another one is taken",)
+            tokenizer = AutoTokenizer.from_pretrained(located.source, pad_token=None, **arguments)
+    found = extended(tokenizer, config)
+    return replace(found, notices=(*notices, *found.notices))
 
 
 def quiet() -> None:

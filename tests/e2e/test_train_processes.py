@@ -23,7 +23,8 @@ from llamafarm.testing.run_context import RecordingRun
 model, folder, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 folder.mkdir(exist_ok=True)
 rows = [
-    Example(RowRef("x", i), (Message("user", f"Lock {i * 7}."), Message("assistant", "Locked. " * (i % 3 + 1))))
+    Example(RowRef("x", i), (Message("user", f"Lock {i * 7}."), Message("assistant", "Locked. " * (i % 3 + 1))),
+            task=(None, "A", "B")[(i > 8) + (i == 10)])
     for i in range(13)
 ]
 training = {"learning_rate": 1e-2, "max_steps": 8, "logging_steps": 1, "batch_size": batch,
@@ -53,7 +54,7 @@ def test_two_processes_train_as_one(tiny_model_dir, tmp_path: Path):
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one-0", "two-0", "two-1")
     )
     assert other == [], "the second process says nothing"
-    for key in ("loss", "grad_norm", "eval_loss"):
+    for key in ("loss", "grad_norm", "eval_loss", "eval_loss_A", "eval_loss_B"):
         values = [[event[key] for event in events if key in event] for events in (alone, together)]
         assert len(values[0]) >= 2
         assert values[1] == pytest.approx(values[0], abs=2e-6)

@@ -79,6 +79,8 @@ def test_whatever_is_imported_is_declared() -> None:
         optional = {
             "bitsandbytes",
             "datasketch",
+            "gguf",
+            "matplotlib",
             "sacrebleu",
             "tensorboard",
         }  # extras whose absence is an error with a hint

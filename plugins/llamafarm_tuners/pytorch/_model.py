@@ -9,14 +9,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from llamafarm.api import BaseModelConfig, Example, RunContext, RunPlan
+from llamafarm.api import BaseModelConfig, Example, RunContext, RunPlan, TrainingConfig
 from llamafarm.errors import ModelError
-from llamafarm.models._load import load_model, load_tokenizer, require_room
+from llamafarm.models._load import load_model, load_vocabulary
 from llamafarm.models._scratch import new_model, train_tokenizer
+from llamafarm.models._vocabulary import fit_vocabulary, learn_every_token
+from llamafarm.models.special import Vocabulary, extended
+from llamafarm.models.vocabulary import additions_of
 from llamafarm_tuners.pytorch.config import PytorchConfig
-from llamafarm_tuners.pytorch.precision import Autocast, attention, quantization, weights
+from llamafarm_tuners.pytorch.kernels import attention, attention_asked, in_words, unusable_kernel
+from llamafarm_tuners.pytorch.precision import base_format, quantization, trained_format
 
 
 def seed_everything(seed: int) -> None:
@@ -30,24 +34,47 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries below still draw from the global one
 
 
-def tokenizer_for(base: BaseModelConfig, examples: Sequence[Example]) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, or one trained on the examples."""
+def vocabulary_for(base: BaseModelConfig, examples: Sequence[Example], run: RunContext) -> Vocabulary:
+    """The base's tokenizer, or one trained on the examples, with the special tokens that are asked for."""
     if base.from_scratch is None:
-        return load_tokenizer(base)
-    return train_tokenizer(_texts(examples), base.from_scratch)
+        vocabulary = load_vocabulary(base)
+    else:
+        vocabulary = extended(train_tokenizer(_texts(examples), base.from_scratch), base)
+    for notice in vocabulary.notices:
+        run.emit("notice", message=notice)
+    return vocabulary
 
 
-def model_for(
-    config: PytorchConfig, plan: RunPlan, mixed: Autocast, tokenizer: PreTrainedTokenizerBase, run: RunContext
-) -> PreTrainedModel:
-    """The base model, in the precision that the run and its methods need."""
+def model_for(config: PytorchConfig, plan: RunPlan, vocabulary: Vocabulary, run: RunContext) -> PreTrainedModel:
+    """The base model, in the precision that the run and its methods need, with a row for every token."""
     base = config.base_model
+    dtype: torch.dtype = getattr(torch, base_format(config, plan))
     if base.from_scratch is not None:
-        return new_model(base.from_scratch, tokenizer)
+        model = new_model(base.from_scratch, vocabulary.tokenizer).to(dtype)
+    else:
+        model = _loaded(config, plan, dtype, run)
+        for notice in fit_vocabulary(model, vocabulary, base.resize_to_multiple_of):
+            run.emit("notice", message=notice)
+    learn_every_token(model)
+    return model
+
+
+def warn_of_unlearned_tokens(model: nn.Module, run: RunContext) -> None:
+    """Say so when new tokens take part in training, and no method lets their rows learn."""
+    additions = additions_of(model)
+    if additions is None or not additions.learned:
+        return
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not any(parameter.requires_grad for parameter in inner.get_input_embeddings().parameters()):
+        tokens = ", ".join(additions.learned)
+        message = f"the rows of the new tokens {tokens} are not trained by this method: all of them stay the mean row"
+        run.emit("warning", message=message)
+
+
+def _loaded(config: PytorchConfig, plan: RunPlan, dtype: torch.dtype, run: RunContext) -> PreTrainedModel:
+    base = config.base_model
     specs = [method.adapter() for method in plan.methods]
-    changes_base = any(spec.changes_base for spec in specs)
     asked = next((spec.quantization for spec in specs if spec.quantization), {})
-    dtype = getattr(torch, weights(base, mixed, plan.device, changes_base=changes_base))
     arguments: dict[str, Any] = {"quantization": quantization(asked, base, plan.device), "device": _device(plan)}
     kernel = attention(config, plan)
     try:
@@ -57,8 +84,27 @@ def model_for(
             raise
         model = load_model(base, dtype=dtype, **arguments)  # if it was not the kernel, this says what it was
         run.emit("notice", message=f"this architecture does not support {kernel} attention: its own choice is used")
-    require_room(model, tokenizer)
     return model
+
+
+def keep_trained_format(model: nn.Module, training: TrainingConfig) -> None:
+    """Bring all weights that are trained into one format: fp32 unless the user asked otherwise.
+
+    PEFT does so for its adapters, but not for the parts of a 16-bit base that are trained whole.
+    """
+    wanted: torch.dtype = getattr(torch, trained_format(training))
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
+
+
+def say_precision(model: PreTrainedModel, config: PytorchConfig, plan: RunPlan, run: RunContext) -> None:
+    """Say what the run computes with, as it is and not as it was asked for."""
+    asked = attention_asked(config, plan)
+    if refused := unusable_kernel(asked, config, plan):
+        run.emit("notice", message=f"{asked} is not used: {refused.reason}; {refused.hint}")
+    kernel = str(getattr(model.config, "_attn_implementation", None) or "the architecture's own")
+    run.emit("notice", message=in_words(config, plan, kernel, str(model.dtype)))
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:

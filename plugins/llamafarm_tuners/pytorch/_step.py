@@ -28,6 +28,7 @@ from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.guard import FiniteGuard
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
+from llamafarm_tuners.pytorch.tasks import by_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Work:
         accelerator: Device, precision and processes.
         folder: The run directory.
         difficulty: A number for each row, if a curriculum orders them.
+        tasks: The task of each held-out row; may be empty.
     """
 
     trained: Trained
@@ -51,6 +53,7 @@ class Work:
     accelerator: Accelerator
     folder: Path
     difficulty: Sequence[float] | None = None
+    tasks: Sequence[str | None] = ()
 
 
 class Stepper:
@@ -63,7 +66,7 @@ class Stepper:
         if work.training.packing:
             require_isolation(work.trained.model, work.rows, work.accelerator.device)
         self.optimizer = work.accelerator.prepare_optimizer(
-            build_optimizer(work.trained.model, work.training, work.accelerator.device.type)
+            build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
         )
         self.scheduler = get_scheduler(
             work.training.lr_scheduler_type,
@@ -117,14 +120,20 @@ class Stepper:
             NumericError: If their loss is not finite.
         """
         training = self.work.training
-        metrics = evaluate(
-            self.model,
-            self.work.held_out,
-            self.work.accelerator,
-            batch_size=training.per_device_eval_batch_size or training.batch_size,
-            pad_token_id=_pad(self.work),
-            selective=self.selective,
-            more=training.compute_metrics,
+
+        def measure(rows: Sequence[TokenRow]) -> dict[str, float]:
+            return evaluate(
+                self.model,
+                rows,
+                self.work.accelerator,
+                batch_size=training.per_device_eval_batch_size or training.batch_size,
+                pad_token_id=_pad(self.work),
+                selective=self.selective,
+                more=training.compute_metrics,
+            )
+
+        metrics = (
+            by_task(measure, self.work.held_out, self.work.tasks) if self.work.tasks else measure(self.work.held_out)
         )
         self.guard.check_evaluation(metrics["eval_loss"])
         return metrics

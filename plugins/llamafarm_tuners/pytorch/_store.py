@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llamafarm.api import Method
 from llamafarm.errors import NumericError
 from llamafarm.models.record import write_methods
+from llamafarm.models.vocabulary import write_additions
 from llamafarm_tuners.pytorch.card import model_card
 from llamafarm_tuners.pytorch.journal import on_disk, write_json
 
@@ -48,6 +49,12 @@ class Trained:
         """Whether only an adapter is saved."""
         return hasattr(self.model, "peft_config")
 
+    @property
+    def adapter_kind(self) -> str:
+        """The kind of adapter that is saved; empty when it is a whole model."""
+        kinds = [method.adapter().kind for method in self.methods if not method.stacks]
+        return kinds[0] if self.is_adapter and kinds else "adapter" if self.is_adapter else ""
+
 
 def write_model(trained: Trained, folder: Path) -> None:
     """Write adapter or model, tokenizer and card into an existing folder.
@@ -58,12 +65,14 @@ def write_model(trained: Trained, folder: Path) -> None:
     _require_finite(trained.model)
     if trained.is_adapter:
         _write_adapter(trained, folder)
+        write_additions(folder, trained.model)
     else:
         trained.model.save_pretrained(folder)
         _drop_private_path(folder / "config.json")
     trained.tokenizer.save_pretrained(folder)
     write_methods(folder, trained.methods, trained.model)
-    (folder / "README.md").write_text(model_card(trained.base_name, trained.facts), encoding="utf-8")
+    card = model_card(trained.base_name, trained.facts, trained.adapter_kind)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 @contextmanager

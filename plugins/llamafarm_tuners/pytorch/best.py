@@ -28,7 +28,7 @@ class BestSoFar:
     def __init__(self, training: TrainingConfig) -> None:
         self.metric = full_name(training.metric_for_best_model)
         greater = training.greater_is_better
-        self._greater = self.metric.endswith("accuracy") if greater is None else greater
+        self._greater = self.metric.startswith("eval_token_accuracy") if greater is None else greater
         self._threshold = training.early_stopping_threshold
         self._patience = training.early_stopping_patience if training.early_stopping else 0
         self._reference: float | None = None

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from llamafarm.api import DatasetConfig, DataSplitter, NoConfig, PreparedData, Row
 from llamafarm.data.assign import assign
 from llamafarm.data.prepare import prepare
-from llamafarm.data.split import split_file
+from llamafarm.data.siblings import split_names
+from llamafarm.data.split import split_files
 from llamafarm.errors import DataError, PluginError
 from llamafarm_splitters.hash import Hash, HashConfig
 from llamafarm_splitters.random import Random, RandomConfig
@@ -192,7 +193,7 @@ class TestAnEarlierSplit:
 
     def test_of_an_array_is_found(self, write: Any) -> None:
         path = write(json.dumps([pair(1), pair(2), pair(3)]), "data.json")
-        split_file(Path(path), Random(RandomConfig(eval_rows=1)))
+        split_files([Path(path)], Random(RandomConfig(eval_rows=1)), split_names(Path(path)))
         data = prepared(path=path)
         assert (data.counts["trained"], data.counts["held_out"]) == (2, 1)
 
@@ -275,7 +276,14 @@ def test_a_column_is_kept_for_a_curriculum(write: Any) -> None:
     assert not any("not used" in notice for notice in notices)
 
 
-@pytest.mark.parametrize("level", ["hard", None, True, [1]])
+def test_numbers_of_a_table_are_numbers_though_they_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("instruction,output,level\none,1,3\ntwo,2,1e-1\nthree,3, -4.5\n")
+    data = prepare(DatasetConfig(path=str(path)), None, notice=print, difficulty="level")
+    assert [example.difficulty for example in data.train] == [3.0, 0.1, -4.5]
+
+
+@pytest.mark.parametrize("level", ["hard", "", "nan", "1e999", None, True, [1]])
 def test_a_column_that_is_no_number_is_no_curriculum(write: Any, level: Any) -> None:
     path = write([pair(1, level=3), pair(2, level=level), pair(3)])
     with pytest.raises(DataError) as caught:

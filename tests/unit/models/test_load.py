@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError, SecurityError
-from llamafarm.models._load import ensure_pad, load_for_generation, load_model, load_tokenizer
+from llamafarm.models._load import load_for_generation, load_model, load_tokenizer
+from llamafarm.models.special import ensure_pad
 
 TinyModel = Callable[[str], Path]
 
@@ -79,7 +80,7 @@ def test_an_existing_pad_token_stays(tiny_model_dir: TinyModel):
         (["<|finetune_right_pad_id|>"], "<|finetune_right_pad_id|>"),
         (["<|reserved_special_token_0|>", "<|reserved_special_token_1|>"], "<|reserved_special_token_0|>"),
         (["[PAD]", "<|reserved_special_token_0|>"], "[PAD]"),
-        ([], "<|eos|>"),
+        ([], "<|pad|>"),
     ],
 )
 def test_a_pad_token_is_chosen_among_the_unused(tiny_model_dir: TinyModel, special: list[str], expected: str):
