@@ -21,6 +21,7 @@ from llamafarm.api.values import (
     DeviceSpec,
     PreparedData,
     Probe,
+    ResumePoint,
     Row,
     RunContext,
     Suggestion,
@@ -89,6 +90,7 @@ class RunPlan:
         output_dir: Where it writes.
         decisions: What was decided rather than given, with reasons.
         given: Dotted paths below the fine-tuner's config that somebody wrote down (file, flag), → where.
+        resume: Where an interrupted run in `output_dir` goes on; None: a new run.
     """
 
     name: str
@@ -97,6 +99,7 @@ class RunPlan:
     output_dir: Path
     decisions: tuple[Decision, ...]
     given: Mapping[str, str]
+    resume: ResumePoint | None = None
 
 
 class FineTuner(Component[TunerConfigT]):
@@ -104,9 +107,11 @@ class FineTuner(Component[TunerConfigT]):
 
     Attributes:
         adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
+        resumes: Whether it goes on from `RunPlan.resume`.
     """
 
     family = "fine_tuner"
+    resumes: ClassVar[bool] = False
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # for overriders

@@ -400,6 +400,11 @@ class TrainingConfig(Config):
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Seed of the row order alone; default: seed."
     )
+    resume_from_checkpoint: bool | str | None = Field(
+        None,
+        description="Go on with an interrupted run: its folder or one of its checkpoints; true: with the run in "
+        "output_dir, or begin it if there is none.",
+    )
     push_to_hub: bool = Field(False, description="Upload the result to the hub.")
     hub_model_id: str | None = Field(None, description="Repository to upload to.")
     hub_strategy: Literal["every_save", "checkpoint", "end", "all_checkpoints"] = Field(

@@ -32,9 +32,22 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         "The same training, in the guide's other spelling.",
         {
             "start": Leaf("llamafarm.cli.train:train", "Same as `train`."),
+            "resume": Leaf("llamafarm.cli.train:resume", "Go on with a run that was interrupted."),
             "export": Leaf("llamafarm.cli.export:export", "Same as `export`."),
             "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Same as `evaluate`."),
         },
+    ),
+    "verify-resume": Leaf(
+        "llamafarm.cli.verify_resume:verify_resume", "Prove on a strategy that a resumed run is exact."
+    ),
+    "runs": Branch(
+        "Runs on this machine.",
+        {
+            "list": Leaf("llamafarm.cli.runs:list_", "List runs, the last one first."),
+            "show": Leaf("llamafarm.cli.runs:show", "Show a run and whether its checkpoints are whole."),
+            "diff": Leaf("llamafarm.cli.runs:diff", "Show where two runs part."),
+        },
+        default="list",
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
     "capture": Leaf("llamafarm.cli.capture:capture", "Write the matrices of a model's layers for one row."),

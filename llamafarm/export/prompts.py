@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from llamafarm.api import Example, Message
 from llamafarm.core.load import load
-from llamafarm.core.output import OWN, manifest_of
 from llamafarm.core.plan import splitter_of
+from llamafarm.core.record import OWN, manifest_of
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
 from llamafarm.data.plain import plain_prompt

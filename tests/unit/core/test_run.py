@@ -12,6 +12,7 @@ from core_test_components import registry as make_registry
 
 from llamafarm.api import hookimpl, hooks
 from llamafarm.core.load import load
+from llamafarm.core.lock import OwnerLock
 from llamafarm.core.plan import make_plan
 from llamafarm.core.request import Flag, Request
 from llamafarm.core.run import train
@@ -184,9 +185,8 @@ def test_foreign_folders_and_live_runs_are_never_touched(registry, project, tmp_
     (tmp_path / "output/thesis.tex").unlink()
     run(registry, project, flag)
     path = tmp_path / "output/llamafarm/manifest.json"
-    facts = json.loads(path.read_text()) | {"status": "running", "pid": os.getppid()}
-    path.write_text(json.dumps(facts))
-    with pytest.raises(RunDirectoryError, match=f"process {os.getppid()}"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    with OwnerLock(tmp_path / "output", "theirs"), pytest.raises(RunDirectoryError, match=f"process {os.getpid()}"):
         run(registry, project, flag)
 
 
