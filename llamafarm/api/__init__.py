@@ -25,6 +25,7 @@ from llamafarm.api.config import (
     SourceConfig,
     TrainingConfig,
 )
+from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.hooks import hookimpl
 from llamafarm.api.values import (
     AdapterSpec,
@@ -49,6 +50,7 @@ __all__ = [
     "Component",
     "Config",
     "ContractError",
+    "Costs",
     "CurriculumConfig",
     "DataSplitter",
     "DatasetConfig",
@@ -77,5 +79,6 @@ __all__ = [
     "Suggestion",
     "TrainingConfig",
     "TrainingResult",
+    "Workload",
     "hookimpl",
 ]
