@@ -20,9 +20,10 @@ from llamafarm.estimate.arithmetic import (
 )
 from llamafarm_tuners.pytorch.activations import FUSED_ARCHITECTURES, Formats, Kept, fused, generic
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.optim import effective
 from llamafarm_tuners.pytorch.packs import capacity
-from llamafarm_tuners.pytorch.precision import attention_asked, autocast, quantization, weights
+from llamafarm_tuners.pytorch.precision import attention_asked, autocast, base_format, quantization, trained_format
 from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
@@ -42,7 +43,6 @@ _LOGITS_ELSEWHERE = 256 * _MIB
 _COPIES = 4
 _UNCHUNKED = frozenset({"gemma2", "gemma3_text"})
 """Architectures that do more to logits than one product."""
-_NO_FUSED_KINDS = frozenset({"full", "freeze", "dora"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,20 @@ class _Run:
         """Bytes of a weight of the base that is not quantized."""
         if self.config.base_model.from_scratch is not None:
             return 4.0
-        mixed = autocast(self.config.training, self.plan)
-        changes = any(spec.changes_base for spec in self.specs)
-        return _WIDTHS[weights(self.config.base_model, mixed, self.plan.device, changes_base=changes)]
+        return _WIDTHS[base_format(self.config, self.plan)]
+
+    @property
+    def trained_width(self) -> float:
+        """Bytes of a weight that is trained, of its gradient, and so of half of AdamW's state."""
+        return _WIDTHS[trained_format(self.config.training)]
 
     @property
     def in_one_row(self) -> bool:
         """Whether rows stand one after the other; else they are padded."""
         window = self.architecture_window
         kernel = attention_asked(self.config, self.plan)
-        return (window is None or window >= self.batches.longest) and kernel != "eager"
+        compiled = self.config.training.torch_compile
+        return not compiled and (window is None or window >= self.batches.longest) and kernel != "eager"
 
     @property
     def architecture_window(self) -> int | None:
@@ -94,7 +98,7 @@ class _Run:
         """Whether decoder layers are computed by `fast/_layers.py`."""
         known = self.on_cpu and self.in_one_row and self.architecture.model_type in FUSED_ARCHITECTURES
         plain = not self.packed and all(spec.kind == "lora" and not spec.changes_base for spec in self.specs)
-        return known and plain and getattr(self.config.training, "fused", True) and not self.found.norms
+        return known and plain and self.config.training.fused and not self.found.norms
 
     @property
     def tokens(self) -> float:
@@ -121,6 +125,8 @@ def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
     Raises:
         ModelError: If the architecture is not known.
     """
+    devices = max(1, plan.device.count)
+    config = config.model_copy(update={"training": settle_batches(config.training, plan.given, devices)})
     training = config.training
     architecture = read_architecture(workload.model_config)
     specs = tuple(method.adapter() for method in plan.methods)
@@ -135,8 +141,7 @@ def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
         items = workload.rows
     run = _Run(config, plan, workload, architecture, specs, found, batches)
     memory = {name: value for name, value in _memory(run) if value}
-    sizes = plan_sizes(items, training, max(1, plan.device.count))
-    devices = max(1, plan.device.count)
+    sizes = plan_sizes(items, training, devices)
     tokens = batches.mean * min(sizes.accumulation, batches.count) * devices * sizes.steps
     peak = sum(memory.values())
     return Costs(
@@ -160,10 +165,12 @@ def _memory(run: _Run) -> Iterator[tuple[str, float]]:
     yield "weights", _weights(run)
     adapters, changed = run.found.adapters, run.found.base
     copies = 0 if any(spec.changes_base for spec in run.specs) else changed
-    yield "adapters", 4.0 * (adapters + copies)
-    yield "gradients", 4.0 * run.found.parameters
+    width = run.trained_width
+    yield "adapters", width * (adapters + copies)
+    yield "gradients", width * run.found.parameters
     optim = effective(run.config.training.optim, run.plan.device.type)
-    yield "optimizer", OPTIMIZER_BYTES[optim] * run.found.parameters
+    state = OPTIMIZER_BYTES[optim] * (width / 4.0 if optim.startswith("adamw_torch") else 1.0)  # kept as the weights are
+    yield "optimizer", state * run.found.parameters
     yield "activations", _activations(run)
     yield "logits", _logits(run)
     yield "temporary", _temporary(run)
