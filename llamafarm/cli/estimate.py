@@ -118,6 +118,8 @@ def _time(found: Estimate) -> str:
     if found.seconds is None:
         return ""
     low, high = (duration(bound) for bound in found.seconds)
+    if found.seconds[1] < 1:
+        return "less than 1s"
     return low if low == high else f"{low} to {high}"
 
 

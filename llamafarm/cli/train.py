@@ -90,6 +90,7 @@ def train(
 
     Without a strategy, --model and --dataset make one: LoRA with the defaults.
     """
+    from llamafarm.core.estimate import quietly
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
@@ -104,7 +105,7 @@ def train(
     if dry_run:
         for notice in loaded.notices:
             session.notice(notice)
-        show_plan(session, planned, as_json=as_json)
+        show_plan(session, planned, quietly(loaded.tuner_config, planned), as_json=as_json)
         return
     if verbose:
         say_plan(session, planned)
@@ -135,6 +136,7 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Go on with a run that was interrupted, as `train --resume` does."""
+    from llamafarm.core.estimate import quietly
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training

@@ -147,22 +147,20 @@ class Advice:
     least: float = 0.0
 
 
-def estimate(loaded: Loaded, registry: Registry, available: float | None = None) -> Estimate | None:
-    """Estimate a strategy on its device; None if its fine-tuner makes no estimates.
+def estimate(config: FineTunerConfig, planned: Planned) -> Estimate | None:
+    """Estimate a plan on its device; None if its fine-tuner makes no estimates.
 
     Raises:
         LlamaFarmError: If the model or its sizes are not known.
     """
-    planned = sketch(loaded, registry)
-    sampled = workload_of(loaded.tuner_config, planned)
-    room = free(planned.plan.device) if available is None else available
-    return Estimate.of(planned, sampled.workload, room, sampled.notes)
+    sampled = workload_of(config, planned)
+    return Estimate.of(planned, sampled.workload, free(planned.plan.device), sampled.notes)
 
 
-def quietly(loaded: Loaded, registry: Registry) -> Estimate | None:
-    """The same; None wherever it fails: nothing depends on it."""
+def quietly(config: FineTunerConfig, planned: Planned) -> Estimate | None:
+    """The same; None wherever it fails: no run depends on it."""
     try:
-        return estimate(loaded, registry)
+        return estimate(config, planned)
     except (LlamaFarmError, OSError, ArithmeticError, LookupError, TypeError, ValueError):
         return None
 
@@ -317,8 +315,8 @@ def _threads(device: DeviceSpec) -> int:
 
 def compare(expected: Estimate, metrics: Mapping[str, Any]) -> None:
     """Keep what a finished run measured beside its estimate, for the next one; never fails."""
-    measured, seconds = metrics.get("peak_memory_bytes"), metrics.get("train_runtime")
-    if isinstance(measured, int | float) and isinstance(seconds, int | float):
+    measured, seconds, steps = (metrics.get(name) for name in ("peak_memory_bytes", "train_runtime", "train_steps"))
+    if isinstance(measured, int) and isinstance(seconds, int | float) and isinstance(steps, int):
         costs = expected.costs
         remember(
             Record(
@@ -328,7 +326,7 @@ def compare(expected: Estimate, metrics: Mapping[str, Any]) -> None:
                 estimated=costs.peak,
                 shown=expected.peak,
                 measured=float(measured),
-                flops=costs.flops,
+                flops=costs.flops * steps / max(1, costs.steps),
                 seconds=float(seconds),
             )
         )

@@ -160,4 +160,6 @@ def _learned(example: Example) -> int:
     if example.text is not None:
         return len(example.text)
     turns = (*example.messages, *example.chosen)
-    return sum(len(turn.content) + 1 for turn in turns if (turn.role == "assistant" if turn.train is None else turn.train))
+    return sum(
+        len(turn.content) + 1 for turn in turns if (turn.role == "assistant" if turn.train is None else turn.train)
+    )

@@ -21,9 +21,10 @@ from llamafarm.estimate.arithmetic import (
 from llamafarm_tuners.pytorch.activations import FUSED_ARCHITECTURES, Formats, Kept, fused, generic
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.global_batch import settle_batches
+from llamafarm_tuners.pytorch.kernels import attention
 from llamafarm_tuners.pytorch.optim import effective
 from llamafarm_tuners.pytorch.packs import capacity
-from llamafarm_tuners.pytorch.precision import attention_asked, autocast, base_format, quantization, trained_format
+from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
 from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
@@ -83,9 +84,9 @@ class _Run:
     def in_one_row(self) -> bool:
         """Whether rows stand one after the other; else they are padded."""
         window = self.architecture_window
-        kernel = attention_asked(self.config, self.plan)
-        compiled = self.config.training.torch_compile
-        return not compiled and (window is None or window >= self.batches.longest) and kernel != "eager"
+        kernel = attention(self.config, self.plan)
+        apart = kernel in (None, "sdpa", "flash_attention_2") and not self.config.training.torch_compile
+        return apart and (window is None or window >= self.batches.longest)
 
     @property
     def architecture_window(self) -> int | None:
@@ -169,7 +170,9 @@ def _memory(run: _Run) -> Iterator[tuple[str, float]]:
     yield "adapters", width * (adapters + copies)
     yield "gradients", width * run.found.parameters
     optim = effective(run.config.training.optim, run.plan.device.type)
-    state = OPTIMIZER_BYTES[optim] * (width / 4.0 if optim.startswith("adamw_torch") else 1.0)  # kept as the weights are
+    state = OPTIMIZER_BYTES[optim] * (
+        width / 4.0 if optim.startswith("adamw_torch") else 1.0
+    )  # kept as the weights are
     yield "optimizer", state * run.found.parameters
     yield "activations", _activations(run)
     yield "logits", _logits(run)
@@ -210,7 +213,7 @@ def _activations(run: _Run) -> float:
 
 def _scores(run: _Run) -> float:
     """Eager attention keeps its scores, before and after the softmax: bytes for each token."""
-    eager = attention_asked(run.config, run.plan) == "eager"
+    eager = attention(run.config, run.plan) == "eager"
     return run.architecture.heads * run.batches.longest * (4.0 + run.formats.product) if eager else 0.0
 
 
@@ -219,7 +222,9 @@ def _logits(run: _Run) -> float:
     learned = max(1.0, run.tokens * (1.0 if run.config.training.stage == "pt" else run.workload.learned))
     whole = 4.0 * learned * architecture.vocabulary
     chunk = _LOGITS.get(run.plan.device.type, _LOGITS_ELSEWHERE)
-    parts = _COPIES * (whole if architecture.model_type in _UNCHUNKED else min(whole, max(chunk, 64.0 * architecture.vocabulary)))
+    parts = _COPIES * (
+        whole if architecture.model_type in _UNCHUNKED else min(whole, max(chunk, 64.0 * architecture.vocabulary))
+    )
     states = 3.0 * 4.0 * learned * architecture.hidden  # hidden states, those in the products' format, the gradient
     mixed = autocast(run.config.training, run.plan) != "no" and run.width == 4.0
     return parts + states + (2.0 * architecture.vocabulary * architecture.hidden if mixed else 0.0)
