@@ -136,7 +136,6 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Go on with a run that was interrupted, as `train --resume` does."""
-    from llamafarm.core.estimate import quietly
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training

@@ -1,4 +1,4 @@
-"""Will it fit, and how long will it take: a strategy's costs on a device, corrected by earlier runs. Imports no torch."""
+"""Will it fit, how long will it take: a strategy's costs on a device, corrected by earlier runs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llamafarm.core.plan import Planned, sketch
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
 from llamafarm.core.workload import workload_of
-from llamafarm.errors import LlamaFarmError, PluginError
+from llamafarm.errors import LlamaFarmError, UsageError
 from llamafarm.estimate.arithmetic import MULTIPLES_OF_PEAK
 from llamafarm.estimate.calibration import Calibration, Key, Record, calibrate, remember
 from llamafarm.estimate.gpus import of_device
@@ -177,11 +177,8 @@ def advise(request: Request, registry: Registry, device: DeviceSpec | None = Non
     available = free(planned.plan.device) if device is None else float(device.memory_bytes)
     found = Estimate.of(planned, sampled.workload, available, sampled.notes)
     if found is None:
-        raise PluginError.of(
-            "LF-HARDWARE-041",
-            f"the fine-tuner {planned.tuner.name!r} makes no estimates",
-            hint="the fine-tuner pytorch does",
-        )
+        message = f"the fine-tuner {planned.tuner.name!r} makes no estimates"
+        raise UsageError.of("LF-USAGE-040", message, hint="the fine-tuner pytorch does")
     search = _Search(request, registry, device, sampled.workload, available)
     largest = search.largest_batch(planned)
     if found.fits is not False:

@@ -16,7 +16,7 @@ from llamafarm.core.plan import Planned
 from llamafarm.data.load import Loaded as Read
 from llamafarm.data.load import load, open_rows
 from llamafarm.data.problems import ProblemLog
-from llamafarm.errors import LlamaFarmError, ModelError
+from llamafarm.errors import LlamaFarmError, ModelError, StrategyError
 from llamafarm.models.locate import locate
 
 SAMPLE = 500
@@ -39,7 +39,8 @@ def workload_of(config: FineTunerConfig, planned: Planned) -> Sampled:
     """The workload of a run, from at most `SAMPLE` of its rows.
 
     Raises:
-        ModelError: If no base model is named, or it has no config.json that can be read.
+        ModelError: If the base model has no config.json that can be read.
+        StrategyError: If no base model is named.
         NetworkError: If a hub model is not in the cache, and the hub cannot be reached.
     """
     described, folder = model_config(config.base_model)
@@ -69,7 +70,7 @@ def model_config(base: BaseModelConfig) -> tuple[Mapping[str, Any], Path | None]
         return {**base.from_scratch.architecture, "vocab_size": base.from_scratch.vocab_size}, None
     if base.huggingface_id is None:
         hint = "add --model NAME, or base_model.huggingface_id"
-        raise ModelError.of("LF-MODEL-162", "no base model is named to estimate", hint=hint)
+        raise StrategyError.of("LF-STRATEGY-031", "no base model is given", hint=hint)
     located = locate(base.huggingface_id)
     folder = located.folder
     if folder is None:
@@ -90,7 +91,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         reason = "it holds no object"
     except (OSError, ValueError) as error:
         reason = str(error)
-    raise ModelError.of("LF-MODEL-163", f"the model's sizes cannot be read: {reason}", where=str(path))
+    raise ModelError.of("LF-MODEL-162", f"the model's sizes cannot be read: {reason}", where=str(path))
 
 
 def _rows(config: FineTunerConfig, notes: list[str]) -> tuple[Sequence[Example], int]:

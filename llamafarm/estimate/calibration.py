@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -141,8 +141,8 @@ def _read() -> list[Record]:
 def _parsed(line: str) -> Record | None:
     try:
         values = json.loads(line)
-        texts = {name: str(values[name]) for name in ("device", "tuner", "path")}
-        numbers = {entry.name: float(values[entry.name]) for entry in fields(Record) if entry.name not in texts}
+        device, tuner, path = (str(values[name]) for name in ("device", "tuner", "path"))
+        numbers = [float(values[name]) for name in ("estimated", "shown", "measured", "flops", "seconds")]
     except (ValueError, TypeError, KeyError):
         return None
-    return Record(**texts, **numbers) if min(numbers.values()) > 0 else None
+    return Record(device, tuner, path, *numbers) if min(numbers) > 0 else None

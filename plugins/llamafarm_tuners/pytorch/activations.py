@@ -2,8 +2,8 @@
 
 The figures are read off the code that computes: `fast/_layers.py` and `fast/_lora.py` where decoder layers are fused,
 else the modules of transformers and PEFT, whose saved tensors were counted with
-`torch.autograd.graph.saved_tensors_hooks`. With h the hidden size, q, k the sizes of all query and all key heads, i that
-of the feed-forward block, H the number of heads, b the bytes of a value:
+`torch.autograd.graph.saved_tensors_hooks`. With h the hidden size, q and k the sizes of all query and all key heads, i
+that of the feed-forward block, H the number of heads, b the bytes of a value:
 
 - norms: the input, h b, twice; where norms are trained the normed input too, h b, twice
 - attention: queries, keys, values and the result, (2 q + 2 k) b; the sums of the scores, 4 H

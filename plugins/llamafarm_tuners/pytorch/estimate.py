@@ -40,7 +40,7 @@ _UNFILLED = 0.10
 """Share of what is kept that a CPU's allocator holds besides: gaps that nothing of the size at hand fits into."""
 _LOGITS = {"cpu": 32 * _MIB}
 _LOGITS_ELSEWHERE = 256 * _MIB
-"""A chunk of logits, as in `fast/_head.py`; it is there as logits, probabilities, error, and in the products' format."""
+"""A chunk of logits, as in `fast/_head.py`; it is there as logits, probabilities, error, and as products give it."""
 _COPIES = 4
 _UNCHUNKED = frozenset({"gemma2", "gemma3_text"})
 """Architectures that do more to logits than one product."""
@@ -262,7 +262,7 @@ def _disk(run: _Run, steps: int, per_epoch: int) -> float:
     training = run.config.training
     changes = any(spec.changes_base for spec in run.specs)
     one = 4.0 * (run.architecture.parameters if changes else run.found.parameters) + 5 * _MIB
-    saved = 0
+    saved: float = 0
     if happens(training.save_strategy, training.save_steps):
         every = per_epoch if training.save_strategy == "epoch" or training.save_steps < 1 else training.save_steps
         saved = min(steps // every, training.save_total_limit or math.inf)
