@@ -207,7 +207,8 @@ def _activations(run: _Run) -> float:
     # a CPU's allocator does not fill gaps of the very size that is asked for: what passes leaves one in each layer
     gaps = kept.passing if run.on_cpu and not run.fused and run.found.adapted else 0.0
     if run.config.training.gradient_checkpointing:
-        return tokens * unfilled * (layers * kept.entry + saved + gaps)
+        left = kept.passing if run.on_cpu and run.fused else gaps / 2  # of each layer, between what is kept of them
+        return tokens * unfilled * (layers * (kept.entry + left) + saved)
     return tokens * unfilled * layers * (saved + gaps)
 
 
