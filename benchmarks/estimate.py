@@ -11,12 +11,16 @@ a GPU the measured figure is the most that PyTorch allocated there, on a CPU the
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +53,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 
 METHODS = ("lora", "qlora", "full")
 WORDS = [
-
     "turn",
     "on",
     "the",
@@ -138,7 +141,7 @@ def measure(case: Case, folder: Path, options: argparse.Namespace) -> Measured:
     command += ["--output", str(output), "--overwrite", "--quiet", "--set", "training.max_seq_length=4096"]
     command += [word for text in options.set for word in ("--set", text)]
     environment = {**os.environ, "LLAMAFARM_CALIBRATION": "off"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(f"{case}: {ended.stderr}")
     manifest = json.loads((output / "llamafarm" / "manifest.json").read_text(encoding="utf-8"))
