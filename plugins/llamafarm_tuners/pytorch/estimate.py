@@ -38,6 +38,8 @@ _FRAGMENTED = 0.05
 """Share that PyTorch's allocator reserves and cannot use."""
 _UNFILLED = 0.10
 """Share of what is kept that a CPU's allocator holds besides: gaps that nothing of the size at hand fits into."""
+_LEFT = 0.7
+"""Share of a layer's gaps that stay when what it keeps is given back and computed again; measured once."""
 _LOGITS = {"cpu": 32 * _MIB}
 _LOGITS_ELSEWHERE = 256 * _MIB
 """A chunk of logits, as in `fast/_head.py`; it is there as logits, probabilities, error, and as products give it."""
@@ -207,7 +209,7 @@ def _activations(run: _Run) -> float:
     # a CPU's allocator does not fill gaps of the very size that is asked for: what passes leaves one in each layer
     gaps = kept.passing if run.on_cpu and not run.fused and run.found.adapted else 0.0
     if run.config.training.gradient_checkpointing:
-        left = kept.passing if run.on_cpu and run.fused else gaps / 2  # of each layer, between what is kept of them
+        left = kept.passing if run.on_cpu and run.fused else _LEFT * gaps  # of each layer, between what is kept of them
         return tokens * unfilled * (layers * (kept.entry + left) + saved)
     return tokens * unfilled * layers * (saved + gaps)
 
