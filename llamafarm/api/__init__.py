@@ -26,6 +26,7 @@ from llamafarm.api.config import (
     SourceConfig,
     TrainingConfig,
 )
+from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.hooks import hookimpl
 from llamafarm.api.values import (
     AdapterSpec,
@@ -50,6 +51,7 @@ __all__ = [
     "Component",
     "Config",
     "ContractError",
+    "Costs",
     "CurriculumConfig",
     "DataSplitter",
     "DatasetConfig",
@@ -79,5 +81,6 @@ __all__ = [
     "Suggestion",
     "TrainingConfig",
     "TrainingResult",
+    "Workload",
     "hookimpl",
 ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from llamafarm.api.config import Config, FineTunerConfig
+from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.values import (
     AdapterSpec,
     Decision,
@@ -117,6 +118,14 @@ class FineTuner(Component[TunerConfigT]):
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # for overriders
         """Refuse (problems) or explain (decisions) before anything is loaded; imports nothing heavy."""
         return ()
+
+    def estimate(self, plan: RunPlan, workload: Workload) -> Costs | None:  # for overriders
+        """Work out what a run costs on `plan.device`, in milliseconds, without loading anything; None: not known.
+
+        Raises:
+            ModelError: If the model's architecture is not known.
+        """
+        return None
 
     @abstractmethod
     def fit(self, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:

@@ -99,6 +99,7 @@ def train(
 
     Without a strategy, --model and --dataset make one: LoRA with the defaults.
     """
+    from llamafarm.core.estimate import quietly
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
@@ -113,7 +114,7 @@ def train(
     if dry_run:
         for notice in loaded.notices:
             session.notice(notice)
-        show_plan(session, planned, as_json=as_json)
+        show_plan(session, planned, quietly(loaded.tuner_config, planned), as_json=as_json)
         return
     if verbose:
         say_plan(session, planned)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.api import Costs, Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult, Workload
 from llamafarm.errors import Problem
 from llamafarm_tuners.pytorch.checks import check
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -28,6 +28,16 @@ class PytorchTuner(FineTuner[PytorchConfig]):
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
         """Refuse or explain every setting that would have no effect, or cannot work here."""
         return check(self.config, plan)
+
+    def estimate(self, plan: RunPlan, workload: Workload) -> Costs:
+        """Work out memory, operations and disk from the model's sizes.
+
+        Raises:
+            ModelError: If the architecture is not known.
+        """
+        from llamafarm_tuners.pytorch.estimate import estimate
+
+        return estimate(self.config, plan, workload)
 
     def fit(self, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
         """Train.
