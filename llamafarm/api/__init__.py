@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamafarm.api.backend import Backend, Comparison, Installed, backend_folder, installed
 from llamafarm.api.components import (
     Component,
     ContractError,
@@ -44,7 +45,9 @@ from llamafarm.api.values import (
 
 __all__ = [
     "AdapterSpec",
+    "Backend",
     "BaseModelConfig",
+    "Comparison",
     "Component",
     "Config",
     "ContractError",
@@ -60,6 +63,7 @@ __all__ = [
     "FineTunerConfig",
     "GenerateDataConfig",
     "HardwareProfile",
+    "Installed",
     "MaskAuditConfig",
     "Message",
     "Method",
@@ -75,5 +79,7 @@ __all__ = [
     "Suggestion",
     "TrainingConfig",
     "TrainingResult",
+    "backend_folder",
     "hookimpl",
+    "installed",
 ]

@@ -61,6 +61,16 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         {"list": Leaf("llamafarm.cli.plugins:list_", "List components, and plugins that could not be loaded.")},
         default="list",
     ),
+    "backends": Branch(
+        "Programs that fine-tuners run in environments of their own.",
+        {
+            "list": Leaf("llamafarm.cli.backends:list_", "List backends, and whether they are set up."),
+            "setup": Leaf("llamafarm.cli.backends:setup", "Install a backend, or take one that is installed."),
+            "check": Leaf("llamafarm.cli.backends:check", "Check that a backend works, and computes what ours does."),
+            "remove": Leaf("llamafarm.cli.backends:remove", "Delete what `setup` made."),
+        },
+        default="list",
+    ),
     "schema": Leaf("llamafarm.cli.schema:schema", "Print the JSON Schema of strategies, for editors."),
     "doctor": Leaf("llamafarm.cli.doctor:doctor", "Check what this machine can do, and what is missing."),
 }

@@ -147,7 +147,7 @@ def _stack_problems(tuner: FineTuner[Any], methods: tuple[Method[Any], ...], loa
         names = " and ".join(map(repr, bringing))
         message = f"{names} do not stack: each brings its own trainable parameters"
         yield Problem("LF-STRATEGY-032", message, where, "keep one of them")
-    if tuner.adapter_kinds and not bringing:
+    if not bringing and (methods or tuner.default_method(descend(loaded.values, TUNER) or {})):
         names = ", ".join(repr(method.name) for method in methods)
         yield Problem(
             "LF-STRATEGY-033", f"{names} trains nothing by itself", where, "stack it on a method such as lora"
