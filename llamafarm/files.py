@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
+    """Open files that are there whole, and all of them, or not at all.
+
+    Each is written under another name in its folder, which is made if need be. They get their own names when the body
+    ends well and the system has them on disk; else what stood there before stays.
+
+    Raises:
+        OSError: If one cannot be written.
+    """
+    parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
+    try:
+        with ExitStack() as stack:
+            for part in parts:
+                part.parent.mkdir(parents=True, exist_ok=True)
+            files = [stack.enter_context(part.open("wb")) for part in parts]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for part, path in zip(parts, paths, strict=True):
+            part.replace(path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is there whole or not at all, by way of a temporary name in the same folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with replacing(path) as (stream,):
+        stream.write(text.encode())

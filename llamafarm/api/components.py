@@ -30,6 +30,8 @@ from llamafarm.api.values import (
 from llamafarm.errors import Problem
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -138,11 +140,14 @@ class Method(Component[ConfigT]):
     Attributes:
         training_defaults: Weak defaults for `training` that suit this method.
         stacks: True when it may be combined with a method that brings the trainable parameters.
+        excludes: Traits of another method of the stack that it cannot be combined with → the reason. A trait is
+            `quantized-base`, `changes-base`, `virtual-tokens`, or the name of a method.
     """
 
     family = "method"
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     stacks: ClassVar[bool] = False
+    excludes: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def adapter(self) -> AdapterSpec:
@@ -155,6 +160,23 @@ class Method(Component[ConfigT]):
         Raises:
             ModelError: If the model has no place for it.
         """
+
+    def learning_rates(self, model: nn.Module) -> Mapping[str, float]:  # for overriders
+        """Parameters that learn faster or slower than the others: name in `model` → factor of `learning_rate`."""
+        return {}
+
+    def first_token(self, tokenizer: Any) -> int | None:  # for overriders
+        """The token that every row has to begin with, in training and afterwards; None: rows stay as they are.
+
+        It is put where it is missing, is never learned, and rows never grow beyond their longest length by it.
+
+        Raises:
+            ModelError: If the tokenizer does not have it.
+        """
+        return None
+
+    def finish(self, model: nn.Module, run: RunContext) -> None:  # for overriders
+        """The run is over: take away what `apply` put around the model (hooks), not what it trained."""
 
     def files(self, model: nn.Module) -> Mapping[str, str]:  # for overriders
         """Text files, name → content, that are saved beside the weights in the result and in every checkpoint."""
@@ -169,6 +191,17 @@ class Method(Component[ConfigT]):
 
         Raises:
             ModelError: If it does not fit.
+        """
+        return model
+
+    def bake(self, model: nn.Module) -> nn.Module:  # for overriders
+        """Return the model so that its weights alone behave as trained: what any server loads.
+
+        Args:
+            model: After `restore`; adapters may be merged into it already. It may be changed in place.
+
+        Raises:
+            ModelError: If no weights can say it.
         """
         return model
 
@@ -204,3 +237,14 @@ class DataSplitter(Component[ConfigT]):
         Rows come once, with duplicates already removed: equal content goes to one side by the host's hand. Neither
         side may be empty when there are two rows or more.
         """
+
+    def held_out_by_digest(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """The same, for splitters that look at nothing but digests: they split millions of rows in seconds.
+
+        Where it is overridden, the host may ask it instead of `held_out`: both must give the same answer.
+
+        Args:
+            digests: Shape (rows, 2): the two halves of each row's digest as numbers (the first byte counts most); the
+                first halves are all different.
+        """
+        raise NotImplementedError

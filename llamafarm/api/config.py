@@ -106,7 +106,7 @@ class BaseModelConfig(Config):
     )
     trust_remote_code: bool = Field(False, description="Let a hub model run code of its own.")
     token: SecretStr | None = Field(None, description="Hub token, best as `${HF_TOKEN}`; never written anywhere.")
-    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
         "auto", description="Attention kernel; `auto` is decided by the hardware profile, with its reason."
     )
     add_pad_token: bool | None = Field(
@@ -293,6 +293,7 @@ class TrainingConfig(Config):
             "use_bf16": "bf16",
             "use_fp16": "fp16",
             "use_tf32": "tf32",
+            "enable_torch_compile": "torch_compile",
             "cutoff_len": "max_seq_length",
             "ctx_size": "max_seq_length",
             "max_length": "max_seq_length",
@@ -309,6 +310,9 @@ class TrainingConfig(Config):
     # batches
     batch_size: Count = Field(4, description="Rows, or packs of rows, per device and micro-step.")
     gradient_accumulation_steps: Count = Field(1, description="Micro-steps per optimizer step.")
+    global_batch_size: Count | None = Field(
+        None, description="Rows per optimizer step over all devices; the accumulation follows from it, exactly."
+    )
     group_by_length: bool = Field(False, description="Batch rows of similar length together, seeded.")
     length_column_name: str = Field("length", description="Column with row lengths; absent: token counts are used.")
     curriculum: CurriculumConfig | None = Field(
@@ -375,6 +379,15 @@ class TrainingConfig(Config):
     fp16: bool = Field(False, description="fp16 autocast with loss scaling (CUDA only).")
     bf16: bool = Field(False, description="bf16 autocast.")
     tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
+    pure_bf16: bool = Field(
+        False, description="All weights in bf16, the trained ones too: half the memory, small updates are rounded away."
+    )
+    disable_cudnn_sdpa: bool = Field(True, description="Keep cuDNN's kernel out of sdpa attention (CUDA).")
+    disable_flash_sdpa: bool = Field(False, description="Keep the flash kernel out of sdpa attention.")
+    torch_compile: bool = Field(False, description="Compile the model that is trained; what is saved stays as it is.")
+    torch_compile_backend: Literal["inductor", "aot_eager", "eager"] = Field(
+        "inductor", description="What compiles it; the others than inductor are for finding faults."
+    )
     use_flash_attention: bool = Field(False, description="Same as base_model.attn_implementation: flash_attention_2.")
     use_cpu_offload: bool = Field(False, description="Keep optimizer state in main memory.")
     use_ipex: bool = Field(False, description="Accepted; its library has been merged into torch, so without effect.")

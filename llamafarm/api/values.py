@@ -54,12 +54,20 @@ class AdapterSpec:
             run in a process of their own.
         quantization: How the frozen base is loaded (`load_in_4bit`, `bnb_4bit_quant_type` …); empty: as it is.
         changes_base: True when the base's own weights are trained, so that a whole model is saved, not an adapter.
+        bits: Widths of a quantized base that it can stand on; empty: only on a base that is as it is.
+        virtual_tokens: Positions that it puts before each row (prompt learning).
+        unmergeable: Why it cannot be merged into the base; empty when it can.
+        refuses: Settings that it cannot be trained with, as dotted paths (`training.packing`) → the reason.
     """
 
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
     changes_base: bool = False
+    bits: frozenset[int] = frozenset({4, 8})
+    virtual_tokens: int = 0
+    unmergeable: str = ""
+    refuses: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

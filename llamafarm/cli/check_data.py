@@ -25,7 +25,10 @@ _SHOWN = 20
 
 def check_data(
     context: typer.Context,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of rows, checked as one set.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Rows of any kind, checked as one set: files, folders or patterns."),
+    ],
     eval_path: Annotated[
         Path | None, typer.Option("--eval", help="Held-out rows: no checked row may be one of them.")
     ] = None,
@@ -53,8 +56,10 @@ def check_data(
     """
     from llamafarm.data.check.check import Checker
     from llamafarm.data.check.findings import Findings, Level
+    from llamafarm.data.sources import files_of
 
     session = session_of(context)
+    files = [file for path in inputs for file in files_of(path, session.notice)]
     if fix is not None:
         refuse_existing(fix, overwrite=overwrite)
     findings = Findings(None if show_all else _SHOWN)

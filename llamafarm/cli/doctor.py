@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,47 +15,113 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamafarm import __version__
-from llamafarm.cli.figures import gib
+from llamafarm.cli.figures import gib, number
 from llamafarm.cli.plugins import describe, troubles
+from llamafarm.cli.probe import OVERFIT_STEPS, STEPS, Trial, Verdict, carry_out
+from llamafarm.cli.progress import show_progress
 from llamafarm.cli.session import Session, session_of
-from llamafarm.errors import ExitCode
+from llamafarm.errors import ExitCode, UsageError
+from llamafarm.models import kernels
 
 if TYPE_CHECKING:
     from llamafarm.core.registry import Registry
 
 
+_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "LLAMAFARM_DISABLE_PLUGINS",
+    "LLAMAFARM_HOME",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ENABLE_MPS_FALLBACK",
+)
+"""Environment variables that change how training goes; none holds a secret."""
+
+
 def doctor(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    context: typer.Context,
+    strategy: Annotated[
+        str | None, typer.Argument(metavar="[STRATEGY]", help="Also train it for a few steps, in a temporary folder.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps to try; 10, or 100 to overfit.")] = None,
+    overfit: Annotated[
+        bool, typer.Option("--overfit", help="Learn 8 rows by heart: the loss must come near 0.")
+    ] = False,
+    min_grad_norm: Annotated[float, typer.Option("--min-grad-norm", help="Smallest gradient norm not noted.")] = 0.1,
+    max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="Largest gradient norm not noted.")] = 10.0,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="An override a.b=c, as with train.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check versions, devices, plugins, disk and hub access of this machine; nothing is sent anywhere."""
+    """Check versions, devices, kernels, plugins, disk and hub access of this machine; nothing is sent anywhere.
+
+    With a strategy, its first steps are tried too: are loss and gradient finite, in range, and does the loss fall?
+    """
     from llamafarm.core.registry import load_registry
 
     session = session_of(context)
-    found = examine(load_registry())
+    if strategy is None and (steps or overfit or sets):
+        raise UsageError.of("LF-USAGE-006", "no strategy is named to try", where=context.command_path)
+    registry = load_registry()
+    found = examine(registry)
+    if not as_json:
+        _show(session, found)
+    if strategy is not None and not found["missing"]:
+        tried = steps or (OVERFIT_STEPS if overfit else STEPS)
+        trial = Trial(strategy, tuple(sets or ()), tried, overfit, (min_grad_norm, max_grad_norm))
+        with show_progress(session, quiet=as_json) as listener:
+            verdict = carry_out(trial, registry, listener)
+        found["trial"] = dataclasses.asdict(trial) | dataclasses.asdict(verdict) | {"ok": not verdict.failures}
+        if not as_json:
+            _show_trial(session, trial, verdict)
+    elif not as_json:
+        _advice(session, found)
     if as_json:
         session.result_json(found)
-    else:
-        _show(session, found)
     if found["missing"]:
         raise typer.Exit(ExitCode.PLUGIN)
+    if not found.get("trial", {"ok": True})["ok"]:
+        raise typer.Exit(ExitCode.NUMERIC)
 
 
 def examine(registry: Registry) -> dict[str, Any]:
     """Everything the check looks at, as plain values."""
     libraries = list(_libraries())
     missing = [one["requirement"] for one in libraries if not one["ok"] and not one["extra"]]
+    devices = list(_devices(registry))
     return {
         "llamafarm": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "environment": _environment(),
+        "versions": _versions(devices),
         "libraries": libraries,
-        "devices": list(_devices(registry)),
+        "devices": devices,
+        "kernels": {name: kernels.installed(name) for name in kernels.PACKAGES} | {"c++": kernels.cpp_compiler()},
         "plugins": describe(registry),
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "hub_token": _has_hub_token(),
         "missing": missing,
         "install": _install_command(missing),
     }
+
+
+def _environment() -> dict[str, Any]:
+    """The interpreter, and the variables that change how training goes."""
+    virtual = sys.prefix != sys.base_prefix
+    variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    return {"executable": sys.executable, "virtual": virtual, "variables": variables}
+
+
+def _versions(devices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What to put into a report of numbers that went wrong; None where the device has no such thing."""
+    used = next((one for one in devices if one["available"]), None)
+    details = used["details"] if used else {}
+    named = {name: _version(name) for name in ("torch", "transformers", "peft", "accelerate")}
+    told = {name: details.get(name) or None for name in ("cuda", "cudnn", "driver", "compute_capability", "generation")}
+    gpu = used["name"] if used and used["type"] != "cpu" else None
+    return named | told | {"gpu": gpu, "bf16": details.get("bf16")}
 
 
 def _libraries() -> list[dict[str, Any]]:
@@ -109,6 +178,7 @@ def _devices(registry: Registry) -> list[dict[str, Any]]:
                 "name": device.name if device else None,
                 "count": device.count if device else 0,
                 "memory_bytes": device.memory_bytes if device else 0,
+                "details": dict(device.details) if device else {},
             }
         )
     return found
@@ -141,13 +211,17 @@ def _show(session: Session, found: dict[str, Any]) -> None:
             memory = f", {gib(one['memory_bytes'])}" if one["memory_bytes"] else ""
             text = f"{count}{one['name']}{memory}: {one['reason']}"
         _line(session, one["type"], text, ok=one["available"] or None)
+    for name, installed in found["kernels"].items():
+        use = kernels.PACKAGES[name][1] if name in kernels.PACKAGES else "torch_compile on CPUs"
+        _line(session, name, f"{installed or 'not installed'}  (for {use})", ok=bool(installed) or None)
     components = found["plugins"]["components"]
     _line(session, "plugins", f"{len(components)} components", ok=bool(components))
     for line in troubles(found["plugins"]):
         _line(session, "", line, ok=False)
     _line(session, "disk", f"{gib(found['disk_free_bytes'])} free here", ok=True)
     _line(session, "hub", "token found" if found["hub_token"] else "no token (needed for gated models only)", ok=None)
-    _advice(session, found)
+    for name, value in found["environment"]["variables"].items():
+        _line(session, name, value, ok=None)
 
 
 def _advice(session: Session, found: dict[str, Any]) -> None:
@@ -158,6 +232,25 @@ def _advice(session: Session, found: dict[str, Any]) -> None:
         return
     device = next((one["type"] for one in found["devices"] if one["available"]), "no device")
     session.result(f"Nothing is missing; training uses {device}. Try: llamafarm train -s quickstart")
+
+
+def _show_trial(session: Session, trial: Trial, verdict: Verdict) -> None:
+    session.result()
+    if verdict.losses:
+        low, high = min(verdict.grad_norms), max(verdict.grad_norms)
+        first, last = number(verdict.losses[0]), number(verdict.losses[-1])
+        text = f"{len(verdict.losses)} of {trial.steps} steps: loss {first} → {last}"
+        _line(
+            session, trial.strategy, f"{text}, gradient norm {number(low)} to {number(high)}", ok=not verdict.failures
+        )
+    for text in verdict.failures:
+        _line(session, "", text, ok=False)
+    for text in verdict.notes:
+        _line(session, "", text, ok=None)
+    if verdict.remedies:
+        session.result("Try, one after the other:")
+        for text in verdict.remedies:
+            session.result(f"  {text}")
 
 
 def _line(session: Session, name: str, text: str, *, ok: bool | None) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from llamafarm.errors import DiskError, UsageError
+from llamafarm.files import replacing
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -32,27 +31,12 @@ def write_lines(path: Path, lines: Iterable[str], *, overwrite: bool) -> int:
         DiskError: If it cannot be written.
     """
     refuse_existing(path, overwrite=overwrite)
-    temporary: Path | None = None
     count = 0
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-            temporary = Path(file.name)
+        with replacing(path) as (file,):
             for line in lines:
-                file.write(f"{line}\n")
+                file.write(f"{line}\n".encode())
                 count += 1
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
     except OSError as error:
         raise DiskError.of("LF-DISK-001", f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return count
-
-
-def _umask() -> int:
-    """The process's mask for new files, which temporary files do not follow."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

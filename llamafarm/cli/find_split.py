@@ -56,7 +56,8 @@ def _show(session: Session, split: Split, known: tuple[str, ExplicitMask] | None
     session.result(f"chat template:\n{split.template or '(none: plain text with headings)'}\n")
     session.result(f"template tokens: {' '.join(split.tokens)}")
     if not split.lone:
-        session.result("the template refuses an answer without a question: a question with an answer was used")
+        reason = "the template refuses an answer without a question, or writes it otherwise than in a conversation"
+        session.result(f"{reason}: a question with an answer was used")
     session.result(f"response prefix: {split.prefix!r}")
     session.result(f"response suffix: {split.suffix!r}  {list(split.suffix_ids)}\n")
     for variant in split.variants:

@@ -47,9 +47,11 @@ def inspect(
     Needs a tokenizer only. Ends with exit code 3 if training would refuse the labels.
     """
     from llamafarm.core.load import load
+    from llamafarm.core.plan import methods_of
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.data.look import look
+    from llamafarm.models.first_token import asked_first_token
 
     session = session_of(context)
     if strategy is None and not (model and dataset):
@@ -63,7 +65,8 @@ def inspect(
         wanted = [row] if row else range(1, min(count, len(data.train)) + 1)
         if row and row > len(data.train):
             raise UsageError.of("LF-USAGE-003", f"--row {row}: the training set has {len(data.train)} rows")
-        seen, totals = look(data.train, tokenizer, loaded.tuner_config, wanted)
+        first = asked_first_token(methods_of(loaded.tuner_config, registry), tokenizer)
+        seen, totals = look(data.train, tokenizer, loaded.tuner_config, wanted, first)
     template = template_source(tokenizer, loaded.tuner_config.base_model.huggingface_id)
     if as_json:
         session.result_json({"template": template, "rows": [_plain(one) for one in seen], "totals": _plain(totals)})

@@ -36,7 +36,9 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         },
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
+    "capture": Leaf("llamafarm.cli.capture:capture", "Write the matrices of a model's layers for one row."),
     "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Measure a trained model beside its base."),
+    "plot-loss": Leaf("llamafarm.cli.plot_loss:plot_loss", "Draw the losses of a run."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),
     "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
     "datagen": Branch(

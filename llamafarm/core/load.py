@@ -18,7 +18,7 @@ from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
 from llamafarm.core.requirements import unmet_requirements
 from llamafarm.core.resources import Source, find_fragment, find_strategy
-from llamafarm.core.schema import COMPONENT_KEYS, Strategy
+from llamafarm.core.schema import COMPONENT_KEYS, SEVERAL_BLOCKS, Strategy
 from llamafarm.core.validate import validate
 from llamafarm.core.yaml_source import Reading, display, read_yaml
 from llamafarm.data.registry import FILE
@@ -78,6 +78,7 @@ class _Loading:
     def load(self, request: Request) -> Loaded:
         source = find_strategy(request.strategy, self.registry) if request.strategy is not None else None
         written = self.read(source) if source else Layer()
+        self.choose_fragments(written, request)
         below, strategy = self.canonical([*self.fragments(written), written], Layer())
         overrides = Overrides(self.registry, strategy.values, self.problems)
         layers = [overrides.environment(), overrides.flags(request.flags), *overrides.sets(request.sets)]
@@ -112,6 +113,16 @@ class _Loading:
             merged = merge([merged, found])
         return stack, merged
 
+    def choose_fragments(self, written: Layer, request: Request) -> None:
+        """Take `--set defaults.KEY=NAME` and its variable into account: fragments are read before overrides."""
+        overrides = Overrides(self.registry, {}, [])  # their problems are found again when they are all read
+        for layer in (overrides.environment(), *overrides.sets(request.sets)):
+            chosen = layer.values.get("defaults")
+            if chosen and not isinstance(written.values.get("defaults", {}), dict):
+                del written.values["defaults"]  # as when they are merged: what stands above replaces it
+            for key, name in chosen.items() if isinstance(chosen, dict) else ():
+                written.put(("defaults", key), name, layer.origins[("defaults", key)])
+
     def fragments(self, written: Layer) -> list[Layer]:
         """The fragments that `defaults:` names, each as a layer."""
         defaults = written.values.get("defaults") or {}
@@ -121,8 +132,9 @@ class _Loading:
         for key, name in defaults.items():
             origin = written.origin(("defaults", key))
             where = origin.place if origin else ""
-            if key not in FineTunerConfig.model_fields and key not in COMPONENT_KEYS:
-                hint = nearest(key, [*FineTunerConfig.model_fields, *COMPONENT_KEYS])
+            known = [*FineTunerConfig.model_fields, *COMPONENT_KEYS, *SEVERAL_BLOCKS]
+            if key not in known:
+                hint = nearest(key, known)
                 self.problems.append(Problem("LF-STRATEGY-021", f"unknown key {key!r} in defaults", where, hint))
                 continue
             source = find_fragment(key, str(name), where)
@@ -185,8 +197,10 @@ def _entry(reading: Reading, source: Source) -> Layer:
 
 
 def _nested(layer: Layer, key: str) -> Layer:
-    """A fragment's body placed at its key."""
+    """A fragment's body placed at its key; of one that holds several blocks, each at its own."""
     target: Path = ("components", key) if key in COMPONENT_KEYS else (*TUNER, key)
+    if key in SEVERAL_BLOCKS:
+        target = TUNER
     result = Layer()
     result.put(target, layer.values, layer.origins[()])
     result.origins.update({(*target, *path): origin for path, origin in layer.origins.items()})

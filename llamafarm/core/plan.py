@@ -14,12 +14,10 @@ from llamafarm.core.canonical import TUNER
 from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
-from llamafarm.core.registry import Registry
+from llamafarm.core.registry import DEFAULT_SPLITTER, Registry
+from llamafarm.core.stacking import stack_problems
 from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError, error_for
 from llamafarm.models.locate import locate
-
-DEFAULT_SPLITTER = "hash"
-"""What holds rows out when evaluation is asked for and nothing else says which rows."""
 
 _ASKED = ("strategy", "fragment", "environment", "flag", "set")
 
@@ -42,7 +40,8 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
     config = loaded.tuner_config
     errors = list(_errors(loaded, config))
     tuner, methods, splitter = _components(loaded, registry)
-    errors += [StrategyError([problem]) for problem in _stack_problems(tuner, methods, loaded)]
+    stacked = stack_problems(tuner, methods, _place_of(loaded, "method"))
+    errors += [StrategyError([problem]) for problem in stacked]
     device = loaded.device or DeviceSpec(loaded.device_type, "absent")
     plan = RunPlan(
         name=loaded.strategy.name,
@@ -103,18 +102,28 @@ def _at(error: LlamaFarmError, origin: Origin | None) -> LlamaFarmError:
     return type(error)(Problem(item.id, item.message, item.where or where, item.hint) for item in error.problems)
 
 
+def _place_of(loaded: Loaded, *path: str) -> str:
+    origin = loaded.origins.get((*TUNER, *path))
+    return origin.place if origin else ""
+
+
 def _components(
     loaded: Loaded, registry: Registry
 ) -> tuple[FineTuner[Any], tuple[Method[Any], ...], DataSplitter[Any] | None]:
     components = loaded.strategy.components
     tuner = registry.require("fine_tuner", components.fine_tuner.type)(components.fine_tuner.config)
     assert isinstance(tuner, FineTuner)
+    return tuner, methods_of(loaded.tuner_config, registry), splitter_of(loaded, registry)
+
+
+def methods_of(config: FineTunerConfig, registry: Registry) -> tuple[Method[Any], ...]:
+    """The methods of a configuration, in order."""
     methods = []
-    for node in loaded.tuner_config.method:
+    for node in config.method:
         method = registry.require("method", node.type)(node)
         assert isinstance(method, Method)
         methods.append(method)
-    return tuner, tuple(methods), splitter_of(loaded, registry)
+    return tuple(methods)
 
 
 def _splits_by_itself(loaded: Loaded) -> bool:
@@ -136,28 +145,6 @@ def splitter_of(loaded: Loaded, registry: Registry) -> DataSplitter[Any] | None:
         return None
     assert isinstance(chosen, DataSplitter)
     return chosen
-
-
-def _stack_problems(tuner: FineTuner[Any], methods: tuple[Method[Any], ...], loaded: Loaded) -> Iterator[Problem]:
-    """One method brings the trainable parameters; others may stack on it; the tuner must know each kind."""
-    origin = loaded.origins.get((*TUNER, "method"))
-    where = origin.place if origin else ""
-    bringing = [method.name for method in methods if not method.stacks]
-    if len(bringing) > 1:
-        names = " and ".join(map(repr, bringing))
-        message = f"{names} do not stack: each brings its own trainable parameters"
-        yield Problem("LF-STRATEGY-032", message, where, "keep one of them")
-    if not bringing and (methods or tuner.default_method(descend(loaded.values, TUNER) or {})):
-        names = ", ".join(repr(method.name) for method in methods)
-        yield Problem(
-            "LF-STRATEGY-033", f"{names} trains nothing by itself", where, "stack it on a method such as lora"
-        )
-    for method in methods:
-        kind = method.adapter().kind
-        if kind not in tuner.adapter_kinds:
-            known = ", ".join(sorted(tuner.adapter_kinds))
-            message = f"fine-tuner {tuner.name!r} cannot run method {method.name!r} (kind {kind!r})"
-            yield Problem("LF-STRATEGY-034", message, where, f"it runs: {known}" if known else "it takes no method")
 
 
 def _asked(loaded: Loaded) -> Iterator[tuple[tuple[str | int, ...], Origin]]:

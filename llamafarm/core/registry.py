@@ -23,6 +23,8 @@ from llamafarm.api.values import RunContext, TrainingResult
 from llamafarm.errors import PluginError, Problem, nearest, one_of
 
 GROUP = "llamafarm"
+DEFAULT_SPLITTER = "hash"
+"""What holds rows out when evaluation is asked for and nothing else says which rows."""
 FAMILIES: Mapping[str, tuple[str, type[Component[Any]]]] = MappingProxyType(
     {
         "fine_tuner": ("llamafarm_fine_tuners", FineTuner),

@@ -92,7 +92,7 @@ class Run:
         self.started = self.started or type in ("log", "checkpoint")
         self._phase = fields["name"] if type == "phase" else self._phase
         if type == "ledger":
-            self._manifest |= {"rows": dict(fields["rows"]), "tokens": dict(fields["tokens"])}
+            self._manifest |= {name: dict(fields[name]) for name in ("rows", "tokens", "mask_audit") if name in fields}
             self._save_manifest()
         line = redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets)
         if self._events is None:

@@ -15,6 +15,9 @@ from llamafarm.core.registry import Registry
 
 COMPONENT_KEYS = ("fine_tuner", "data_splitter", "hardware")
 
+SEVERAL_BLOCKS = ("stability",)
+"""Keys of `defaults:` whose fragments hold several blocks of the fine-tuner's config, not the body of one."""
+
 DEVICE_KEYS: Mapping[str, str] = MappingProxyType(
     {
         "torch_dtype": "base_model.torch_dtype",

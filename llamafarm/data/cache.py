@@ -17,6 +17,7 @@ from typing import Any
 from llamafarm.api import Example
 from llamafarm.data.fit import IGNORED, TokenizedRow
 from llamafarm.data.tokens import Loss, Tokenized
+from llamafarm.files import replacing
 
 _UNUSED_DAYS = 30
 _NOT_TOKENIZED = {"ref", "difficulty"}
@@ -86,16 +87,12 @@ def write(path: Path, tokenized: Tokenized) -> None:
     losses = json.dumps([[index, *astuple(loss)] for index, loss in tokenized.losses.items()])
     about = {"counts": counts, "losses": losses, "audit": tokenized.audit}
     about["digest"] = _digest(arrays, *about.values())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save(arrays, about))
-        temporary.replace(path)
+        with replacing(path) as (file,):
+            file.write(save(arrays, about))
         for old in path.parent.glob("*.safetensors"):
             if old.stat().st_mtime < time.time() - _UNUSED_DAYS * 24 * 3600:
                 old.unlink()
-    with suppress(OSError):  # what a full disk left
-        temporary.unlink()
 
 
 def _rows(arrays: Mapping[str, Any]) -> list[TokenizedRow]:

@@ -16,9 +16,14 @@ from llamafarm.errors import DataError
 _SUFFIXES = (".gz", ".zst")
 
 
+def plain_name(path: Path) -> str:
+    """The name without the suffix of packing: `data.csv` of `data.csv.gz`."""
+    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+
+
 def plain_suffix(path: Path) -> str:
     """The suffix that tells the kind of rows: `.csv` of `data.csv.gz`; in lower case."""
-    return Path(path.stem if path.suffix.lower() in _SUFFIXES else path.name).suffix.lower()
+    return Path(plain_name(path)).suffix.lower()
 
 
 @contextmanager

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
 
 from llamafarm.api import Example, Message
+from llamafarm.data.quick import canonical
 
 DIGEST_BYTES = 16
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+def form_digest(form: bytes) -> bytes:
+    """16 bytes of BLAKE2b over a canonical form; splits hang on it, so that another one would move rows."""
+    return blake2b(form, digest_size=DIGEST_BYTES).digest()
 
 
 def row_digest(fields: Mapping[str, Any]) -> bytes:
     """16 bytes over the row's canonical JSON: sorted keys, no spaces."""
-    return _digest(fields)
+    return form_digest(canonical(fields))
 
 
 def example_digest(example: Example) -> bytes:
@@ -54,4 +57,4 @@ def data_digest(parts: Mapping[str, Iterable[bytes]]) -> str:
 
 
 def _digest(value: Any) -> bytes:
-    return blake2b(_CANONICAL.encode(value).encode(), digest_size=DIGEST_BYTES).digest()
+    return blake2b(canonical(value), digest_size=DIGEST_BYTES).digest()

@@ -18,24 +18,36 @@ Range = tuple[int, int]
 
 @dataclass(slots=True)
 class Encoded:
-    """Token ids, and the ranges of positions that are learned."""
+    """Token ids, and the ranges of positions that are learned.
+
+    Attributes:
+        ids: Token ids.
+        learned: First and last (exclusive) positions of what is learned.
+        added: The first token was put there because every row has to begin with it; it is never learned.
+    """
 
     ids: list[int]
     learned: list[Range]
+    added: bool = False
 
 
 class Encoder:
     """Encodes with one tokenizer.
 
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        first_token: What every row begins with: put there where it is not, never doubled. None: nothing is added.
+
     Raises:
         ModelError: If the tokenizer has no end-of-text token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, first_token: int | None = None) -> None:
         if tokenizer.eos_token_id is None:
             hint = "set eos_token in its tokenizer_config.json: without it no model learns to stop"
             raise ModelError.of("LF-TEMPLATE-004", "the tokenizer names no end-of-text token", hint=hint)
         self._tokenizer = tokenizer
+        self._first = first_token
         self._end: int = tokenizer.eos_token_id
         self._begin = _first_tokens(tokenizer)
         probe = f"a{tokenizer.eos_token} a{tokenizer.eos_token}a"
@@ -59,9 +71,9 @@ class Encoder:
         ]
 
     def begins(self, ids: list[int]) -> int:
-        """1 if the ids begin with the tokenizer's BOS token, else 0."""
-        bos = self._tokenizer.bos_token_id
-        return int(bos is not None and ids[:1] == [bos])
+        """1 if the ids begin with a token that has to stay first (the tokenizer's BOS token or ours), else 0."""
+        firsts = {token for token in (self._tokenizer.bos_token_id, self._first) if token is not None}
+        return int(bool(ids) and ids[0] in firsts)
 
     def _by_offsets(self, row: Rendered, ids: list[int], offsets: Sequence[Range]) -> Encoded | Fault:
         """Positions from the characters that each token stands for."""
@@ -89,15 +101,16 @@ class Encoder:
     def _closed(self, row: Rendered, ids: list[int], ranges: list[Range]) -> Encoded:
         """Add what the tokenizer puts before a text, and the end-of-text token after the spans that want it."""
         begin = self._begin if row.begin and ids[: len(self._begin)] != self._begin else []
-        out, learned, copied = [*begin], [], 0
+        first = [] if self._first is None or [*begin, *ids][:1] == [self._first] else [self._first]
+        out, learned, copied = [*first, *begin], [], 0
         for span, (start, end) in zip(row.spans, ranges, strict=True):
             out += ids[copied:end]
-            first = len(out) - (end - start)
+            begins = len(out) - (end - start)
             if span.close:
                 out.append(self._end)
-            learned.append((first, len(out)))
+            learned.append((begins, len(out)))
             copied = end
-        return Encoded(out + ids[copied:], learned)
+        return Encoded(out + ids[copied:], learned, bool(first))
 
     def _same(self, ids: list[int], text: str) -> bool:
         decoded = self._decode(ids)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os.path import commonprefix
 from types import MappingProxyType
@@ -48,8 +49,8 @@ class Split:
 
     Attributes:
         template: The chat template; empty if there is none.
-        tokens: The tokens of a conversation with one answer.
-        lone: The template takes an answer without a question.
+        tokens: The tokens of the conversation in which it was found: an answer alone, or with a question.
+        lone: It was found around an answer without a question.
         prefix: Text before an answer.
         suffix: Text after it that is learned.
         suffix_ids: Its ids.
@@ -90,27 +91,41 @@ def known_ids(model: str) -> tuple[str, ExplicitMask] | None:
 def find_split(tokenizer: Any) -> Split:
     """Find the ids around answers.
 
+    An answer alone shows them bare. If the template refuses that, or writes something else around it than around
+    answers in conversations, a question with an answer is looked at.
+
     Raises:
         ModelError: If the template refuses a question with an answer, or writes nothing before answers.
     """
-    encoder, render = Encoder(tokenizer), renderer(tokenizer)
+    render = renderer(tokenizer)
     chats = [_chat(question, answer) for question, answer in zip(_QUESTIONS, _ANSWERS, strict=True)]
     chats.append(_chat("One", "First.", "Two;", "Second."))
     try:
         rows = [render(chat) for chat in chats]
     except Fault as fault:
         raise ModelError([fault.at("a question with an answer")]) from None
-    encoded = [_encoded(encoder, row) for row in rows]
-    prefix, suffix = _around(rows, tokenizer)
+    if (lone := _lone(render)) is not None:
+        with suppress(ModelError):
+            found = _tried([lone], rows, tokenizer, lone=True)
+            if found.mask is not None:
+                return found
+    return _tried(rows, rows, tokenizer, lone=False)
+
+
+def _tried(shown: Sequence[Rendered], rows: Sequence[Rendered], tokenizer: Any, *, lone: bool) -> Split:
+    """What stands around the answers of `shown`, verified on those of `rows`."""
+    encoder = Encoder(tokenizer)
+    prefix, suffix = _around(shown, tokenizer)
     ids = tuple(_ids(tokenizer, suffix))
+    first, *_ = encoded = [_encoded(encoder, row) for row in rows]
     whole = [_encoded(encoder, Rendered(row.text, (), row.ref, begin=row.begin)) for row in rows]
     variants = [
         Variant(name, tried, _finds(ExplicitMask(tried, ids), whole, encoded))
-        for name, tried in _variants(tokenizer, prefix, encoded[0])
+        for name, tried in _variants(tokenizer, prefix, first)
     ]
-    names = tuple(map(str, tokenizer.convert_ids_to_tokens(encoded[0].ids)))
+    names = tuple(map(str, tokenizer.convert_ids_to_tokens(_encoded(encoder, shown[0]).ids)))
     template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    return Split(template, names, _takes_lone(tokenizer), prefix, suffix, ids, tuple(variants))
+    return Split(template, names, lone, prefix, suffix, ids, tuple(variants))
 
 
 def _chat(*contents: str) -> Example:
@@ -131,7 +146,7 @@ def _around(rows: Sequence[Rendered], tokenizer: Any) -> tuple[str, str]:
     prefix = commonprefix(before)[::-1]  # noqa: RUF071  # texts, not paths
     stops = [tokenizer.decode([stop], skip_special_tokens=False) for stop in stop_tokens(tokenizer)[1]]
     ended = max((prefix.rfind(stop) + len(stop) for stop in stops if stop in prefix), default=0)
-    prefix = prefix[ended:].lstrip()
+    prefix = prefix[ended:].removeprefix(tokenizer.bos_token or "").lstrip()
     span = rows[0].spans[0]
     suffix = rows[0].text[span.start : span.end].partition(_MARK)[2] + tokenizer.eos_token * span.close
     stop_at = min((suffix.find(stop) for stop in stops if stop in suffix), default=0)
@@ -163,11 +178,13 @@ def _finds(mask: ExplicitMask, whole: Sequence[Encoded], known: Sequence[Encoded
     )
 
 
-def _takes_lone(tokenizer: Any) -> bool:
+def _lone(render: Callable[[Example], Rendered]) -> Rendered | None:
+    """An answer without a question; None if the template refuses it, or loses it."""
     try:
-        return _MARK in renderer(tokenizer)(Example(RowRef("find-split", 1), (Message("assistant", _MARK),))).text
+        row = render(Example(RowRef("find-split", 1), (Message("assistant", _MARK),)))
     except Fault:
-        return False
+        return None
+    return row if row.spans and _MARK in row.text else None
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -29,7 +29,7 @@ class TokenizedRow:
 def whole(encoded: Encoded, *, everything: bool) -> TokenizedRow:
     """Label all of it, or the learned positions; then what follows the last of them teaches nothing and is left out."""
     if everything:
-        return TokenizedRow(encoded.ids, encoded.ids.copy())
+        return TokenizedRow(encoded.ids, [IGNORED, *encoded.ids[1:]] if encoded.added else encoded.ids.copy())
     end = encoded.learned[-1][1]
     labels = [IGNORED] * end
     for start, stop in encoded.learned:
@@ -37,18 +37,21 @@ def whole(encoded: Encoded, *, everything: bool) -> TokenizedRow:
     return TokenizedRow(encoded.ids[:end], labels)
 
 
-def pieces(row: TokenizedRow, limit: int) -> Iterator[TokenizedRow]:
+def pieces(row: TokenizedRow, limit: int, first: int | None = None) -> Iterator[TokenizedRow]:
     """Cut raw text into rows of at most `limit` tokens.
 
     Each piece begins with the last token of the one before, which is not learned again, so that every token is
-    predicted from one before it, once.
+    predicted from one before it, once. Before that token stands `first`, if every row has to begin with it.
     """
     if len(row.input_ids) <= limit:
         yield row
         return
-    for start in range(0, len(row.input_ids) - 1, max(limit - 1, 1)):
-        ids, labels = row.input_ids[start : start + limit], row.labels[start : start + limit]
-        yield TokenizedRow(ids, [IGNORED, *labels[1:]] if start else labels)
+    yield TokenizedRow(row.input_ids[:limit], row.labels[:limit])
+    begin = [] if first is None else [first]
+    room = max(limit - len(begin), 1)
+    for start in range(limit - 1, len(row.input_ids) - 1, max(room - 1, 1)):
+        ids, labels = row.input_ids[start : start + room], row.labels[start : start + room]
+        yield TokenizedRow([*begin, *ids], [IGNORED] * len(begin) + [IGNORED, *labels[1:]])
 
 
 def truncate(row: TokenizedRow, limit: int, *, begin: int, answer: int, everything: bool) -> tuple[TokenizedRow, bool]:

@@ -82,7 +82,11 @@ class Totals:
 
 
 def look(
-    examples: Sequence[Example], tokenizer: Any, config: FineTunerConfig, wanted: Iterable[int]
+    examples: Sequence[Example],
+    tokenizer: Any,
+    config: FineTunerConfig,
+    wanted: Iterable[int],
+    first_token: int | None = None,
 ) -> tuple[list[SeenRow], Totals]:
     """Tokenize all examples as training would.
 
@@ -91,6 +95,7 @@ def look(
         tokenizer: The base model's.
         config: Stage, length and masks.
         wanted: Positions of the rows to show, from 1.
+        first_token: What the methods want every row to begin with.
 
     Raises:
         ModelError: If the tokenizer or its chat template cannot be used for the examples.
@@ -124,6 +129,7 @@ def look(
             train_on_inputs=config.dataset.train_on_inputs,
             over_long=config.dataset.over_long,
             explicit=explicit_mask(config.dataset, tokenizer),
+            first_token=first_token,
             watch=watch,
         )
     except DataError as error:

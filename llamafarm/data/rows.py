@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from llamafarm.data.problems import ProblemLog
 from llamafarm.data.strict import Fault, as_row, decode, decode_row
 from llamafarm.errors import DataError, DiskError, LlamaFarmError, Problem, nearest
 
-_BOM = b"\xef\xbb\xbf"
-_SPACE = b" \t\r\n"
+BOM = b"\xef\xbb\xbf"
+SPACE = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +62,33 @@ def read_raw(path: str | Path, log: ProblemLog) -> Iterator[RawRow]:
         found = True
         yield row
     if not found and len(log) == problems:
-        raise DataError.of("LF-DATA-003", "no rows", where=str(path), hint="write one JSON object a line")
+        raise no_rows(path)
 
 
-def reread(path: str | Path) -> Iterator[bytes]:
-    """Yield the rows of a file that has been read before, each on one line, without checking them again.
-
-    Raises:
-        DiskError: If the file cannot be read.
-    """
-    with _opened(Path(path)) as (stream, array):
-        if array:
-            for row in _array(Path(path), stream.read(), ProblemLog()):
-                yield row.raw if b"\n" not in row.raw else json.dumps(row.fields, ensure_ascii=False).encode()
-            return
-        for _, line in lines(stream):
-            if raw := line.strip(_SPACE):
-                yield raw
+def no_rows(path: str | Path) -> LlamaFarmError:
+    """What to tell when a file holds nothing."""
+    return DataError.of("LF-DATA-003", "no rows", where=str(path), hint="write one JSON object a line")
 
 
 def _read(path: Path, log: ProblemLog) -> Iterator[RawRow]:
-    with _opened(path) as (stream, array):
+    with opened_rows(path) as (stream, array):
         if array:
-            yield from _array(path, stream.read(), log)
-        elif is_utf16(stream):
-            log.add(Problem("LF-DATA-005", "UTF-16, not UTF-8", f"{path}:1", "save the file as UTF-8"))
-        else:
-            yield from _json_lines(path, stream, log)
+            yield from read_array(path, stream.read(), log)
+        elif not refuse_utf16(path, stream, log):
+            yield from rows_of_lines(path, lines(stream), log)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
-    """The open file, and whether it is one JSON array."""
+def opened_rows(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The open file, and whether it is one JSON array.
+
+    Raises:
+        DataError: If there is no such file, or what is packed in it is damaged.
+        DiskError: If the file cannot be read.
+    """
     try:
         with opened(path) as stream:
-            yield stream, peek(stream).removeprefix(_BOM).lstrip(_SPACE).startswith(b"[")
+            yield stream, peek(stream).removeprefix(BOM).lstrip(SPACE).startswith(b"[")
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -108,14 +99,18 @@ def peek(stream: BinaryIO) -> bytes:
     return head
 
 
-def is_utf16(stream: BinaryIO) -> bool:
-    """Whether the stream begins with the byte order mark of UTF-16."""
-    return peek(stream)[:2] in (b"\xff\xfe", b"\xfe\xff")
+def refuse_utf16(path: Path, stream: BinaryIO, log: ProblemLog) -> bool:
+    """Whether the stream begins with the byte order mark of UTF-16; then `log` says so."""
+    found = peek(stream)[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if found:
+        log.add(Problem("LF-DATA-005", "UTF-16, not UTF-8", f"{path}:1", "save the file as UTF-8"))
+    return found
 
 
-def _json_lines(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[RawRow]:
-    for number, line in lines(stream):
-        raw = line.strip(_SPACE)
+def rows_of_lines(path: Path, numbered: Iterable[tuple[int, bytes]], log: ProblemLog) -> Iterator[RawRow]:
+    """The good rows of numbered lines; problems go to `log`. It stops where an object goes over several lines."""
+    for number, line in numbered:
+        raw = line.strip(SPACE)
         if not raw:
             continue
         try:
@@ -131,16 +126,18 @@ def _json_lines(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[RawRo
 
 
 def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines of a stream with their numbers, without their ends and without a byte order mark."""
     number = 0
     for chunk in stream:
         for line in chunk.splitlines():
             number += 1
-            yield number, line.removeprefix(_BOM) if number == 1 else line
+            yield number, line.removeprefix(BOM) if number == 1 else line
 
 
-def _array(path: Path, content: bytes, log: ProblemLog) -> Iterator[RawRow]:
+def read_array(path: Path, content: bytes, log: ProblemLog) -> Iterator[RawRow]:
+    """The good rows of a JSON array; problems go to `log`."""
     try:
-        text = content.removeprefix(_BOM).decode()
+        text = content.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         log.add(Problem("LF-DATA-005", f"not UTF-8: byte 0x{content[error.start]:02x}", f"{path}:{line}"))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from llamafarm.data.compressed import plain_name
 
-def split_names(path: Path) -> tuple[Path, Path]:
-    """`data.jsonl` → `data_train.jsonl`, `data_eval.jsonl`: where a split writes unless told otherwise."""
-    return path.with_name(f"{path.stem}_train{path.suffix}"), path.with_name(f"{path.stem}_eval{path.suffix}")
+SIDES = ("train", "eval", "extra")
+"""The outputs of a split, in the order of their numbers; the last one is written only when it is asked for."""
+
+
+def split_names(path: Path, sides: Sequence[str] = SIDES[:2]) -> tuple[Path, ...]:
+    """`data.csv.gz` → `data_train.jsonl`, `data_eval.jsonl`: where a split writes unless told otherwise."""
+    stem = Path(plain_name(path)).stem
+    return tuple(path.with_name(f"{stem}_{side}.jsonl") for side in sides)
 
 
 def find_split(path: Path) -> tuple[Path, Path] | None:
@@ -17,12 +24,17 @@ def find_split(path: Path) -> tuple[Path, Path] | None:
     """
     whole = path.with_name(path.name.replace(f"_train{path.suffix}", path.suffix))
     if whole != path:
-        held_out = split_names(whole)[1]
+        held_out = _beside(whole, "eval")
         return (path, held_out) if held_out.is_file() else None
-    for sides in (split_names(path), split_names(path.with_suffix(".jsonl"))):
-        if all(side.is_file() and not _older(side, path) for side in sides):
-            return sides
+    for train, held_out in ((_beside(path, "train"), _beside(path, "eval")), split_names(path)):
+        if all(side.is_file() and not _older(side, path) for side in (train, held_out)):
+            return train, held_out
     return None
+
+
+def _beside(path: Path, side: str) -> Path:
+    """The file of a side that has the suffix of the whole."""
+    return path.with_name(f"{path.stem}_{side}{path.suffix}")
 
 
 def _older(side: Path, whole: Path) -> bool:

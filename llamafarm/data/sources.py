@@ -17,7 +17,7 @@ from llamafarm.data.compressed import plain_suffix
 from llamafarm.data.hub import hub_rows, is_hub_id
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.rows import read_raw, unreadable
-from llamafarm.data.tables import READERS, TEXTS, read_text
+from llamafarm.data.tables import READERS, TEXTS, RowReader, read_text
 from llamafarm.errors import DataError
 
 Rows = Iterable[tuple[RowRef, dict[str, Any]]]
@@ -80,27 +80,46 @@ def read(path: str, log: ProblemLog, notice: Notice, *, text_field: str = "text"
         NetworkError: If the hub is needed and cannot be reached.
         PluginError: If a library that reads it is not installed.
     """
+    if not Path(path).exists() and is_hub_id(path):
+        yield from hub_rows(path, subset)
+    else:
+        yield from _files(files_of(path, notice), log, text_field)
+
+
+def files_of(path: str, notice: Notice) -> list[Path]:
+    """The files that a path stands for: itself, those in a folder, or those that match a pattern.
+
+    Raises:
+        DataError: If there are none.
+        DiskError: If a folder cannot be read.
+    """
     whole = Path(path)
     if whole.is_dir():
-        yield from _files(_in_folder(whole, notice), log, text_field)
-    elif whole.exists():
-        yield from _files([whole], log, text_field)
-    elif is_hub_id(path):
-        yield from hub_rows(path, subset)
-    elif has_magic(path):
-        yield from _files(_matching(path), log, text_field)
-    else:
-        raise unreadable(whole, FileNotFoundError())
+        return _in_folder(whole, notice)
+    if whole.exists():
+        return [whole]
+    if has_magic(path):
+        return _matching(path)
+    raise unreadable(whole, FileNotFoundError())
+
+
+def reader_of(file: Path, text_field: str = "text") -> RowReader | None:
+    """What reads the rows of a file by its suffix; None for JSON, which all other suffixes are taken for.
+
+    Raises:
+        DataError: If its kind is known to be none that can be read.
+    """
+    suffix = plain_suffix(file)
+    for packed in (suffix, file.suffix.lower()):
+        if packed in _OTHERS:
+            message = f"{packed} files cannot be read"
+            raise DataError.of("LF-DATA-046", message, where=str(file), hint=_OTHERS[packed])
+    return partial(read_text, text_field=text_field) if suffix in TEXTS else READERS.get(suffix)
 
 
 def _files(files: Iterable[Path], log: ProblemLog, text_field: str) -> Iterator[tuple[RowRef, dict[str, Any]]]:
     for file in files:
-        suffix = plain_suffix(file)
-        for packed in (suffix, file.suffix.lower()):
-            if packed in _OTHERS:
-                message = f"{packed} files cannot be read"
-                raise DataError.of("LF-DATA-046", message, where=str(file), hint=_OTHERS[packed])
-        reader = partial(read_text, text_field=text_field) if suffix in TEXTS else READERS.get(suffix)
+        reader = reader_of(file, text_field)
         if reader is None:
             yield from ((RowRef(str(file), row.line), row.fields) for row in read_raw(file, log))
             continue

@@ -1,24 +1,32 @@
-"""Splits a file of rows into two: one to train on, one to hold out."""
+"""Splits rows: some to train on, some to hold out, and some for a third purpose if that is asked for."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llamafarm.api import DataSplitter, Row
-from llamafarm.data.assign import assign
-from llamafarm.data.digests import DIGEST_BYTES, row_digest
+from llamafarm.data.assign import assign, assign_digests, goes_by_digest
+from llamafarm.data.blocks import Block
+from llamafarm.data.digests import DIGEST_BYTES, form_digest
+from llamafarm.data.inputs import opened_input
 from llamafarm.data.problems import ProblemLog
-from llamafarm.data.rows import read_raw, reread
-from llamafarm.data.siblings import split_names
+from llamafarm.data.rows import no_rows
 from llamafarm.errors import DataError, DiskError, Problem, UsageError
+from llamafarm.files import replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Sides = NDArray[np.uint8]
 
 Progress = Callable[[int], None]
+TRAIN, EXTRA = 0, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,77 +34,135 @@ class SplitReport:
     """What a split did.
 
     Attributes:
-        rows: Rows of the input; the sum of the next two.
-        train: Rows to train on.
-        eval: Rows held out.
+        rows: Rows of the input; the sum of the counts.
+        counts: Rows of each output.
         duplicates: Rows whose content stands before them; each is on the side of its first.
-        train_path: Where the rows to train on are.
-        eval_path: Where the held-out rows are.
+        paths: Where the rows are: to train on, held out, extra.
         digest: Hex digest of the rows in order: the identity of what was split.
     """
 
     rows: int
-    train: int
-    eval: int
+    counts: tuple[int, ...]
     duplicates: int
-    train_path: Path
-    eval_path: Path
+    paths: tuple[Path, ...]
     digest: str
 
 
-def split_file(
-    path: Path,
+def split_files(
+    inputs: Sequence[Path],
     splitter: DataSplitter[Any],
+    outputs: Sequence[Path],
     *,
-    train_path: Path | None = None,
-    eval_path: Path | None = None,
+    extra: Callable[[int], DataSplitter[Any]] | None = None,
     overwrite: bool = False,
+    text_field: str = "text",
     progress: Progress = lambda _: None,
 ) -> SplitReport:
-    """Split a file; every row is checked before anything is written.
+    """Split the rows of files, taken as one set; every row is checked before anything is written.
 
-    Rows keep their bytes and their order; each ends with a line feed. The file is read twice and never held in memory
-    (a JSON array is), and both outputs appear when they are complete.
+    Rows of JSON keep their bytes, all keep their order, and each ends with a line feed. Files are read twice and never
+    held in memory (a JSON array is), and all outputs appear when they are complete.
 
     Args:
-        path: JSON lines, or a JSON array.
+        inputs: Files of any kind that can be trained on.
         splitter: Decides which rows are held out.
-        train_path: Where rows to train on go; `NAME_train.jsonl` beside the input by default.
-        eval_path: Where held-out rows go; `NAME_eval.jsonl` by default.
+        outputs: Where the rows go: to train on, held out, and a third file with `extra`.
+        extra: Makes the splitter that takes the rows of the third file out of those to train on, from the number of
+            all distinct rows. It sees other digests, that it may choose apart from the first.
         overwrite: Replace outputs that are there.
-        progress: Called with the bytes handled since the last call; all together about twice the file.
+        text_field: The column that lines of plain text become.
+        progress: Called with the bytes handled since the last call; all together about twice the unpacked files.
 
     Raises:
-        DataError: If a row is not a JSON object (all of them are named), or there are too few.
-        UsageError: If an output is there already, or is the input.
+        DataError: If a row is no row (all of them are named), or there are too few.
+        UsageError: If an output is there already, or is an input.
         DiskError: If a file cannot be read or written.
-        PluginError: If the splitter breaks its contract.
+        PluginError: If a splitter breaks its contract.
     """
-    names = split_names(path.with_suffix(".jsonl"))
-    outputs = (train_path or names[0], eval_path or names[1])
-    _check_outputs(path, outputs, overwrite=overwrite)
-    log, total, count = ProblemLog(), blake2b(digest_size=DIGEST_BYTES), 0
+    import numpy as np
 
-    def rows() -> Iterator[Row]:
-        nonlocal count
-        for raw in read_raw(path, log):
-            digest = row_digest(raw.fields)
-            total.update(digest)
-            yield Row(count, digest, raw.fields)
-            count += 1
-            progress(len(raw.raw) + 1)
-        log.check()
+    check_outputs(inputs, outputs, overwrite=overwrite)
+    before = [_state(path) for path in inputs]
+    sides, copies, digest = _held_out(_blocks(inputs, text_field, progress), splitter)
+    if extra is not None:
+        second = extra(len(sides) - copies)
+        chosen, _, _ = _held_out(_remaining(_blocks(inputs, text_field, progress), sides), second)
+        sides[sides == TRAIN] = EXTRA * chosen
+    with _written(outputs) as files:
+        for side, rows in _dealt(inputs, text_field, sides):
+            files[side].write(rows)
+            progress(len(rows))
+        for path, state in zip(inputs, before, strict=True):
+            if _state(path) != state:
+                message = "the file changed while it was split"
+                raise DataError.of("LF-DATA-026", message, where=str(path), hint="try again")
+    counts = tuple(np.bincount(sides, minlength=len(outputs)).tolist())
+    return SplitReport(len(sides), counts, copies, tuple(outputs), digest)
 
-    before = _state(path)
-    sides = assign(rows(), splitter)
-    with _replacing(outputs) as files:
-        for raw, held_out in zip(reread(path), sides.held_out, strict=True):
-            files[held_out].write(raw + b"\n")
-            progress(len(raw) + 1)
-        if _state(path) != before:
-            raise DataError.of("LF-DATA-026", "the file changed while it was split", where=str(path), hint="try again")
-    held = sum(sides.held_out)
-    return SplitReport(count, count - held, held, sides.copies, *outputs, total.hexdigest())
+
+def _blocks(inputs: Sequence[Path], text_field: str, progress: Progress) -> Iterator[Block]:
+    """All rows; what is wrong with any is raised after the last."""
+    log = ProblemLog()
+    for path in inputs:
+        problems, found = len(log), False
+        with opened_input(path, text_field) as source:
+            for block in source.blocks(log):
+                found = found or bool(block.fields)
+                progress(block.size)
+                yield block
+        if not found and len(log) == problems:
+            raise no_rows(path)
+    log.check()
+
+
+def _held_out(blocks: Iterable[Block], splitter: DataSplitter[Any]) -> tuple[Sides, int, str]:
+    """For each row 1 where it is held out, how many copies there are, and the digest of all rows."""
+    import numpy as np
+
+    total = blake2b(digest_size=DIGEST_BYTES)
+
+    def counted() -> Iterator[Block]:
+        for block in blocks:
+            total.update(block.digests)
+            yield block
+
+    if goes_by_digest(splitter):
+        parts = [np.frombuffer(block.digests, ">u8").reshape(-1, 2).astype(np.uint64) for block in counted()]
+        sides, copies = assign_digests(np.concatenate(parts), splitter)
+        return sides.astype(np.uint8), copies, total.hexdigest()
+    answer = assign(_rows(counted()), splitter)
+    return np.array(answer.held_out, np.uint8), answer.copies, total.hexdigest()
+
+
+def _rows(blocks: Iterable[Block]) -> Iterator[Row]:
+    index = 0
+    for block in blocks:
+        for place, fields in enumerate(block.fields):
+            yield Row(index, block.digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)], fields)
+            index += 1
+
+
+def _remaining(blocks: Iterable[Block], sides: Sides) -> Iterator[Block]:
+    """The rows to train on, under other digests: what was chosen before by digest says nothing about them."""
+    chosen = iter(sides.tolist())
+    for block in blocks:
+        digests, kept = [], []
+        for place, (fields, side) in enumerate(zip(block.fields, chosen, strict=False)):
+            if side == TRAIN:
+                digest = block.digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]
+                digests.append(form_digest(digest))
+                kept.append(fields)
+        yield Block(b"".join(digests), kept, block.size)
+
+
+def _dealt(inputs: Sequence[Path], text_field: str, sides: Sides) -> Iterator[tuple[int, bytes]]:
+    """Pieces of the outputs."""
+    done = 0
+    for path in inputs:
+        with opened_input(path, text_field) as source:
+            for side, rows in source.parts(sides[done:]):
+                yield side, rows
+                done += rows.count(b"\n")
 
 
 def _state(path: Path) -> tuple[int, int, int]:
@@ -107,13 +173,17 @@ def _state(path: Path) -> tuple[int, int, int]:
     return state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def _check_outputs(path: Path, outputs: tuple[Path, Path], *, overwrite: bool) -> None:
-    train, held_out = outputs
-    problems = []
-    if train.resolve() == held_out.resolve():
-        problems.append(Problem("LF-SPLIT-001", "both outputs are the same file", str(train), "name two files"))
-    for output in outputs:
-        if output.resolve() == path.resolve():
+def check_outputs(inputs: Sequence[Path], outputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse outputs that cannot be written, or must not.
+
+    Raises:
+        UsageError: With all that is wrong.
+    """
+    problems, real = [], [output.resolve() for output in outputs]
+    for number, output in enumerate(outputs):
+        if real[number] in real[:number]:
+            problems.append(Problem("LF-SPLIT-001", "two outputs are the same file", str(output), "name another file"))
+        elif real[number] in [path.resolve() for path in inputs]:
             problems.append(Problem("LF-SPLIT-001", "an output is the input", str(output), "name another file"))
         elif output.is_dir():
             problems.append(Problem("LF-SPLIT-001", "an output is a folder", str(output), "name a file in it"))
@@ -124,23 +194,10 @@ def _check_outputs(path: Path, outputs: tuple[Path, Path], *, overwrite: bool) -
 
 
 @contextmanager
-def _replacing(outputs: tuple[Path, Path]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open both outputs under other names; they get their own when all went well, else they vanish."""
-    parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in outputs]
+def _written(outputs: Sequence[Path]) -> Iterator[Sequence[BinaryIO]]:
     try:
-        with ExitStack() as stack:
-            for part in parts:
-                part.parent.mkdir(parents=True, exist_ok=True)
-            first, second = (stack.enter_context(part.open("wb")) for part in parts)
-            yield first, second
-            for file in (first, second):
-                file.flush()
-                os.fsync(file.fileno())
-        for part, output in zip(parts, outputs, strict=True):
-            part.replace(output)
+        with replacing(*outputs) as files:
+            yield files
     except OSError as error:
         where = str(error.filename or outputs[0].parent)
         raise DiskError.of("LF-DISK-001", f"cannot be written: {error.strerror}", where=where) from None
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)

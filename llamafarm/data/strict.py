@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import isinf
 from typing import Any
 
+from llamafarm.data.quick import quick_rows
 from llamafarm.errors import Problem
 
 
@@ -38,7 +40,15 @@ def _constant(name: str) -> Any:
     raise Fault("LF-DATA-008", f"{name} is not JSON", hint="write null or a finite number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
+def _finite(text: str) -> float:
+    number = float(text)
+    if isinf(number):
+        message = f"{text[:20]} is a number that no computer holds: it would become infinite"
+        raise Fault("LF-DATA-100", message, hint="write it as text, or leave it out")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
 
 
 def decode(text: str, start: int = 0) -> tuple[Any, int]:
@@ -66,6 +76,13 @@ def decode_row(raw: bytes) -> dict[str, Any]:
     Raises:
         Fault: If it does not.
     """
+    if found := quick_rows(raw, [raw]):
+        return found[0][0]
+    return _judge(raw)
+
+
+def _judge(raw: bytes) -> dict[str, Any]:
+    """Read one line by the strict rules alone."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from llamafarm.api import RowRef
 from llamafarm.data.compressed import opened
 from llamafarm.data.extra import require
 from llamafarm.data.problems import ProblemLog
-from llamafarm.data.rows import is_utf16, lines, unreadable
+from llamafarm.data.rows import lines, refuse_utf16, unreadable
 from llamafarm.errors import DataError, Problem
 
 Found = Iterator[tuple[RowRef, dict[str, Any]]]
@@ -75,8 +75,7 @@ def _decoded(path: Path, log: ProblemLog, *, ends: bool = False) -> Iterator[tup
     """The lines as text; what is not UTF-8 goes to `log`."""
     try:
         with opened(path) as stream:
-            if is_utf16(stream):
-                log.add(Problem("LF-DATA-005", "UTF-16, not UTF-8", f"{path}:1", "save the file as UTF-8"))
+            if refuse_utf16(path, stream, log):
                 return
             for number, line in _with_ends(stream) if ends else lines(stream):
                 try:

@@ -69,8 +69,8 @@ class Tokenized:
 
     Attributes:
         rows: In the order of the examples.
-        counts: `examples`, of them `learned_from`, `rows`, `tokens`, `trained_tokens`, `longest`; and what a too
-            small length cost:
+        counts: `examples`, of them `learned_from` and `first_token_added` (it was not there), `rows`, `tokens`,
+            `trained_tokens`, `longest`; and what a too small length cost:
             `truncated`, `cut_into_pieces`, `dropped_without_answer`, `dropped_too_long` (examples), `tokens_cut`,
             `trained_tokens_cut`, `end_tokens_cut`, and `answers_without_end`: begun, so that they would be learned
             as answers that go on.
@@ -84,7 +84,7 @@ class Tokenized:
     audit: str = ""
 
 
-def tokenize(  # noqa: C901  # one branch for each thing that can become of a row
+def tokenize(  # noqa: C901, PLR0915  # one branch for each thing that can become of a row
     examples: Sequence[Example],
     tokenizer: Any,
     *,
@@ -94,6 +94,7 @@ def tokenize(  # noqa: C901  # one branch for each thing that can become of a ro
     over_long: OverLong = "truncate",
     mask_audit: MaskAuditConfig | None = None,
     explicit: ExplicitMask | None = None,
+    first_token: int | None = None,
     watch: Callable[[Fitted], None] | None = None,
 ) -> Tokenized:
     """Tokenize examples and label what is learned: answers with their end token, or all of a raw text.
@@ -109,6 +110,7 @@ def tokenize(  # noqa: C901  # one branch for each thing that can become of a ro
             pieces too, or raise an `error`.
         mask_audit: What to refuse; None looks at nothing.
         explicit: Learn what these ids enclose, instead of what the template says.
+        first_token: What every row begins with; it is put there where it is not, and never learned.
         watch: Is shown each example.
 
     Raises:
@@ -123,11 +125,12 @@ def tokenize(  # noqa: C901  # one branch for each thing that can become of a ro
     rows: list[TokenizedRow] = []
     losses: dict[int, Loss] = {}
     too_long = ProblemLog()
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, first_token)
     auditor = Auditor(tokenizer, mask_audit) if mask_audit and mask_audit.enabled else None
     shown = partial(_show, auditor=auditor, watch=watch, everything=everything)
     for index, rendered, encoded in _encode(examples, renderer(tokenizer, spans=explicit is None), encoder):
         example = examples[index]
+        counts["first_token_added"] += encoded.added
         if explicit and example.messages:
             encoded.learned = explicit.learned(example, encoded.ids)
         if not encoded.learned:
@@ -147,7 +150,7 @@ def tokenize(  # noqa: C901  # one branch for each thing that can become of a ro
             counts.update(dropped_too_long=1, tokens_cut=len(row.input_ids))
             continue
         elif over_long == "split" or rendered.raw or stage == "pt":
-            fitted = list(pieces(row, max_seq_length))
+            fitted = list(pieces(row, max_seq_length, first_token))
             counts["cut_into_pieces"] += 1
         else:
             begin, answer = encoder.begins(encoded.ids), encoded.learned[-1][0]
@@ -190,7 +193,8 @@ def audit(fitted: Fitted, auditor: Auditor, *, everything: bool) -> None:
     if not fitted.rows:
         auditor.without_label(fitted.example)
     if fitted.encoded.learned and fitted.example.messages and not everything:
-        auditor.look(fitted.example, fitted.encoded.ids, fitted.row.labels)
+        skip = int(fitted.encoded.added)  # no part of what the template writes
+        auditor.look(fitted.example, fitted.encoded.ids[skip:], fitted.row.labels[skip:])
 
 
 def _said(auditor: Auditor | None) -> str:

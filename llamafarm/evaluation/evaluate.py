@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamafarm.api import Example, FineTunerConfig
+from llamafarm.core.plan import methods_of
 from llamafarm.core.registry import Registry
 from llamafarm.core.trained import load_trained
 from llamafarm.data.explicit import explicit_mask
@@ -18,6 +19,7 @@ from llamafarm.errors import DataError
 from llamafarm.evaluation.intervals import Figure, Sample
 from llamafarm.evaluation.scorers import ANSWERS, CORPUS, LIKELIHOOD, corpus, scorer
 from llamafarm.evaluation.windows import windows
+from llamafarm.models.first_token import asked_first_token, first_token
 
 Say = Callable[[str], None]
 _UNLIMITED = 2**62
@@ -119,7 +121,11 @@ def measure(
     samples: dict[str, Sample] = {}
     rows: list[TokenizedRow] = []
     if any(name in LIKELIHOOD for name in metrics):
-        rows = _rows(examples, tokenizer, config, wanted.stride)
+        # the base gets the rows that its tuned model was trained on, so that both see the same tokens
+        first = first_token(loaded)
+        if first is None:
+            first = asked_first_token(methods_of(config, registry), tokenizer)
+        rows = _rows(examples, tokenizer, config, wanted.stride, first)
         samples |= _likelihood(loaded, rows, wanted.batch_size)
     figures = {name: samples[name].figure() for name in metrics if name in samples}
     scored, texts = _answers(loaded, tokenizer, asked, metrics, wanted, say)
@@ -139,7 +145,7 @@ def measure(
 
 
 def _rows(
-    examples: Sequence[Example], tokenizer: Any, config: FineTunerConfig, stride: int | None
+    examples: Sequence[Example], tokenizer: Any, config: FineTunerConfig, stride: int | None, first: int | None
 ) -> list[TokenizedRow]:
     """Conversations labelled as in training; raw text in windows that lose no token."""
     length = config.training.max_seq_length
@@ -153,11 +159,13 @@ def _rows(
             max_seq_length=length,
             train_on_inputs=config.dataset.train_on_inputs,
             explicit=explicit_mask(config.dataset, tokenizer),
+            first_token=first,
         ).rows
     if texts:
-        whole = tokenize(texts, tokenizer, stage="pt", max_seq_length=_UNLIMITED, train_on_inputs=True).rows
-        step = min(stride or length // 2, length - 1)
-        rows += [window for row in whole for window in windows(row.input_ids, length, step, example=row.example)]
+        options: dict[str, Any] = {"stage": "pt", "max_seq_length": _UNLIMITED, "train_on_inputs": True}
+        step = min(stride or length // 2, length - 1 - (first is not None))
+        for row in tokenize(texts, tokenizer, **options, first_token=first).rows:
+            rows += windows(row.input_ids, length, step, example=row.example, first=first)
     return rows
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from llamafarm.data.fit import IGNORED, TokenizedRow
 
 
-def windows(ids: Sequence[int], length: int, stride: int, *, example: int = 0) -> Iterator[TokenizedRow]:
+def windows(
+    ids: Sequence[int], length: int, stride: int, *, example: int = 0, first: int | None = None
+) -> Iterator[TokenizedRow]:
     """Cut a text's tokens into windows; what an earlier window has predicted is context only.
 
     Args:
@@ -16,16 +18,18 @@ def windows(ids: Sequence[int], length: int, stride: int, *, example: int = 0) -
         stride: How far the next window starts after the last, less than `length`, because the first token of a window
             has nothing before it to be predicted from; smaller gives more context at more cost.
         example: Index of the text.
+        first: What every row of the model begins with; `ids` begin with it already.
 
     Yields:
         Rows whose labels, over all windows, name each position but the first exactly once.
     """
-    assert 0 < stride < length
+    assert 0 < stride < length - (first is not None)
     predicted = 1
     for begin in range(0, max(len(ids), 1), stride):
-        window = list(ids[begin : begin + length])
+        before = [first] if first is not None and begin else []
+        window = list(ids[begin : begin + length - len(before)])
         labels = [token if begin + place >= predicted else IGNORED for place, token in enumerate(window)]
-        yield TokenizedRow(window, labels, example)
+        yield TokenizedRow([*before, *window], [IGNORED] * len(before) + labels, example)
         predicted = begin + len(window)
         if predicted >= len(ids):
             return

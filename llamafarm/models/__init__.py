@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
-# Attention kernels named in a model's config would otherwise be fetched from the hub and run. Read by transformers
-# when it is first imported, so it has to be set here.
-os.environ.setdefault("USE_HUB_KERNELS", "0")
+# Kernels that a model's config names would otherwise be fetched from the hub and run. transformers reads the variable
+# when it is first imported, so it has to be set here; bitsandbytes heeds none, and asks for the package alone.
+if os.environ.setdefault("USE_HUB_KERNELS", "0") == "0":
+    modules: dict[str, Any] = sys.modules  # None as a module: not to be imported
+    modules.setdefault("kernels", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.generation.streamers import TextStreamer
 
 from llamafarm.errors import ModelError
 from llamafarm.models._turns import end_of_turn
+from llamafarm.models.first_token import begun, first_token
 
 Chat = Sequence[dict[str, str]]
 """Messages as `{"role": …, "content": …}`."""
@@ -62,15 +64,19 @@ def generate(
         ModelError: If a chat is given and the tokenizer has no chat template, or it refuses the chat.
     """
     assert stream is None or len(prompts) == 1, "only one prompt can be streamed"
-    encoded = [_encode(prompt, tokenizer) for prompt in prompts]
+    encoded = [begun(_encode(prompt, tokenizer), first_token(model)) for prompt in prompts]
     config = _generation_config(sampling, _end_tokens(model, tokenizer, prompts), tokenizer)
     streamer = _Stream(tokenizer, stream) if stream else None
     # Prompts of similar length waste least; answers go back to their places.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
-    with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None):
+    # PEFT would count the padding into the distance between a learned prompt and the row behind it.
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        batch_size = 1
+    with warnings.catch_warnings(), torch.inference_mode(), torch.random.fork_rng(enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
+        warnings.filterwarnings("ignore", message="Position ids are not supported", category=UserWarning)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = _pad_left([encoded[index] for index in chosen], config.pad_token_id, model.device)

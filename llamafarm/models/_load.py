@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
+from llamafarm.models._adapter import repeatable, without_idle_warnings
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -24,6 +25,7 @@ from llamafarm.models._tokenizer import (
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.locate import Located, locate
+from llamafarm.models.prequantized import require_library
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -48,10 +50,12 @@ def load_model(
 
     Raises:
         ModelError: If the folder is damaged, the architecture is unknown, or the attention kernel does not fit.
+        PluginError: If the weights are stored in a format whose library is not installed.
         SecurityError: If the model wants to run code of its own and was not allowed to.
     """
     quiet()
     located = available(config)
+    require_library(located, config)
     arguments = hub_arguments(config) | {"dtype": dtype}
     if attention:
         arguments["attn_implementation"] = attention
@@ -106,7 +110,7 @@ def _load_adapter(
     if additions := read_additions(located.folder) or _foreign_additions(located.folder, loaded, tokenizer):
         add_rows(loaded, additions)
     name_special_tokens(loaded, tokenizer)
-    with explained(located, "adapter"):
+    with explained(located, "adapter"), repeatable(), without_idle_warnings():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder))
     return adapted, tokenizer
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 from llamafarm.api import Row
+from llamafarm.data.digests import row_digest
 
 
 def make_fields(count: int) -> list[dict[str, Any]]:
@@ -23,11 +22,4 @@ def make_fields(count: int) -> list[dict[str, Any]]:
 
 def make_rows(count: int) -> Sequence[Row]:
     """The rows of `make_fields` as the host hands them to a splitter."""
-    return [
-        Row(index, blake2b(_canonical(fields), digest_size=16).digest(), fields)
-        for index, fields in enumerate(make_fields(count))
-    ]
-
-
-def _canonical(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return [Row(index, row_digest(fields), fields) for index, fields in enumerate(make_fields(count))]

@@ -21,17 +21,37 @@ class Cpu(HardwareProfile[NoConfig]):
         """Read what the kernel tells about the processor and the limits."""
         facts = cpu_facts()
         cores, memory = allowed_cores(), allowed_memory()
-        details = {"cores": cores, "bf16": bool(facts["avx512_bf16"] or facts["amx_bf16"]), "tf32": False, **facts}
+        formats = {"bf16": True, "bf16_instructions": bool(_bf16_instructions(facts)), "tf32": False, "fp16": False}
+        details = {"cores": cores, **formats, "flash_attention": False, **facts}
         name = str(details.pop("name"))
         return Probe(DeviceSpec("cpu", name, 1, memory, details), f"{cores} cores, {memory / 2**30:.1f} GiB of memory")
 
     def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:
-        """Full precision; nothing to pin memory for."""
+        """A format for the frozen base; nothing to pin memory for."""
+        dtype, reason = base_dtype(device.details)
         return [
-            Suggestion("base_model.torch_dtype", "float32", f"full precision is sound on every CPU ({device.name})"),
+            Suggestion("base_model.torch_dtype", dtype, f"{reason} ({device.name})"),
             Suggestion("base_model.attn_implementation", "sdpa", "fused attention, sound in float32"),
             Suggestion("training.dataloader_pin_memory", value=False, reason="there is no GPU to copy to"),
         ]
+
+
+def base_dtype(details: Mapping[str, Any]) -> tuple[str, str]:
+    """The format that suits the frozen base on a processor, and why: the one place where this is decided.
+
+    fp32 everywhere for now. bf16 has to be asked for (`base_model.torch_dtype: bfloat16` for the frozen base,
+    `training.bf16: true` for autocast), also where the processor has instructions for it: see docs/hardware.md.
+    """
+    if instructions := _bf16_instructions(details):
+        reason = f"full precision is sound on every CPU; with {instructions} here, bfloat16 halves the base's memory"
+        return "float32", reason
+    return "float32", "full precision is sound on every CPU, and this one has no instructions for bf16"
+
+
+def _bf16_instructions(facts: Mapping[str, Any]) -> str:
+    """The instruction sets for products in bf16, in words."""
+    named = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    return " and ".join(name for flag, name in named.items() if facts.get(flag))
 
 
 def cpu_facts(root: Path = ROOT) -> Mapping[str, Any]:

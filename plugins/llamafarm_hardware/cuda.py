@@ -13,6 +13,20 @@ _OLDEST_DRIVER = MappingProxyType({"11": 450, "12": 525, "13": 580})
 """The driver that each major version of CUDA needs at least."""
 
 _AMPERE = (8, 0)
+_GENERATIONS = MappingProxyType(
+    {
+        (12, 0): "Blackwell",
+        (10, 0): "Blackwell",
+        (9, 0): "Hopper",
+        (8, 9): "Ada",
+        (8, 0): "Ampere",
+        (7, 5): "Turing",
+        (7, 0): "Volta",
+        (6, 0): "Pascal",
+        (5, 0): "Maxwell",
+    }
+)
+"""From which compute capability on a GPU is of which generation, newest first."""
 _GOOD_CUDA, _GOOD_CUDNN = (12, 4), (9, 1)
 
 
@@ -40,17 +54,20 @@ class Cuda(HardwareProfile[NoConfig]):
 
     def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:
         """bf16 where the GPU computes in it; the attention kernel that is known to stay finite with it."""
+        capability = device.details.get("compute_capability") or "unknown"
+        who = f"{device.name} (compute capability {capability})"
         if not device.details.get("bf16"):
-            reason = f"{device.name} does not compute in bf16, and sdpa is sound in the other precisions"
+            reason = f"{who} does not compute in bf16, and sdpa is sound in the other precisions"
             return [Suggestion("base_model.attn_implementation", "sdpa", reason)]
-        capability = device.details["compute_capability"]
         attention, reason = _attention(str(device.details["cuda"]), str(device.details["cudnn"]))
-        return [
-            Suggestion(
-                "training.bf16", value=True, reason=f"{device.name} (compute capability {capability}) computes in bf16"
-            ),
+        suggestions = [
+            Suggestion("training.bf16", value=True, reason=f"{who} computes in bf16"),
             Suggestion("base_model.attn_implementation", attention, reason),
         ]
+        if device.details.get("tf32"):
+            reason = f"{who} has TensorFloat-32 for the products that autocast leaves in fp32"
+            suggestions.append(Suggestion("training.tf32", value=True, reason=reason))
+        return suggestions
 
 
 def _device(gpus: Sequence[Gpu], torch: TorchBuild) -> DeviceSpec:
@@ -59,8 +76,11 @@ def _device(gpus: Sequence[Gpu], torch: TorchBuild) -> DeviceSpec:
     known = capability > (0, 0)
     details = {
         "compute_capability": ".".join(map(str, capability)) if known else "",
+        "generation": _generation(capability),
         "bf16": capability >= _AMPERE,
         "tf32": capability >= _AMPERE,
+        "fp16": True,
+        "flash_attention": capability >= _AMPERE,
         "driver": gpus[0].driver,
         "torch": torch.version,
         "cuda": torch.cuda,
@@ -68,6 +88,11 @@ def _device(gpus: Sequence[Gpu], torch: TorchBuild) -> DeviceSpec:
         "names": [gpu.name for gpu in gpus],
     }
     return DeviceSpec("cuda", gpus[0].name, len(gpus), min(gpu.memory_bytes for gpu in gpus), details)
+
+
+def _generation(capability: tuple[int, int]) -> str:
+    """What NVIDIA calls GPUs of a compute capability; empty when unknown."""
+    return next((name for least, name in _GENERATIONS.items() if capability >= least), "")
 
 
 def _too_old(driver: str, cuda: str) -> str:

@@ -6,10 +6,12 @@ import platform
 from collections.abc import Sequence
 
 from llamafarm.api import DeviceSpec, HardwareProfile, NoConfig, Probe, Suggestion
-from llamafarm_hardware.limits import allowed_memory
+from llamafarm_hardware.limits import allowed_cores, allowed_memory
 from llamafarm_hardware.torch_build import torch_build
 
 _OLDEST_MACOS = (12, 3)
+_BF16_MACOS = (14, 0)
+"""Metal knows bf16 from here on."""
 
 
 class Mps(HardwareProfile[NoConfig]):
@@ -29,7 +31,15 @@ class Mps(HardwareProfile[NoConfig]):
         torch = torch_build()
         if torch is None:
             return Probe(None, "torch is not installed")
-        details = {"macos": release, "torch": torch.version, "bf16": False, "tf32": False}
+        details = {
+            "macos": release,
+            "torch": torch.version,
+            "cores": allowed_cores(),
+            "bf16": _version(release) >= _BF16_MACOS,
+            "tf32": False,
+            "fp16": False,
+            "flash_attention": False,
+        }
         return Probe(DeviceSpec("mps", "Apple silicon", 1, allowed_memory(), details), f"macOS {release} on arm64")
 
     def suggest(self, device: DeviceSpec) -> Sequence[Suggestion]:

@@ -3,97 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import peft
+import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from llamafarm.api import RunContext
-from llamafarm.errors import ModelError, nearest
+from llamafarm.errors import ModelError
+from llamafarm.models._adapter import repeatable
+from llamafarm_methods._place import Placement, place, require_placed
 from llamafarm_methods._tokens import with_new_tokens
 from llamafarm_methods.config import LoraConfig
-from llamafarm_methods.targets import in_layers, matching, resolve_targets
+from llamafarm_methods.targets import matching, named
 
 
-def attach_lora(model: PreTrainedModel, config: LoraConfig, run: RunContext) -> nn.Module:
-    """Return the model with adapters; they, and what `bias` and `modules_to_save` name, are all that is trained.
+def attach_lora(
+    model: PreTrainedModel, config: LoraConfig, run: RunContext, magnitude_only: Sequence[str] = ()
+) -> nn.Module:
+    """Return the model with adapters; they, and what the options name besides, are all that is trained.
+
+    Args:
+        model: The base.
+        config: What was asked for.
+        run: Is told of a scale that is too large.
+        magnitude_only: Names of layers that get a magnitude and no adapter (DoRA).
 
     Raises:
-        ModelError: If a name matches nothing.
+        ModelError: If a name matches nothing, or the base cannot carry it.
     """
     _warn_of_scale(config, run)
     if getattr(model, "is_quantized", False):
-        _refuse_decomposition(config)
+        _refuse_on_quantized(model, config)
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    head = next((name for name, module in layers.items() if module is model.get_output_embeddings()), None)
-    targets = resolve_targets(config.target_modules, list(layers), head)
-    expected = _expected(targets, list(layers), config)
-    settings = with_new_tokens(_peft_config(model, config, targets, layers[expected[0]]), model, expected, run)
-    adapted = peft.get_peft_model(model, settings)
-    placed = sorted(adapted.base_model.targeted_module_names)
-    assert placed == expected, f"PEFT adapted {placed}, expected {expected}"
+    _require_tokens(model, config)
+    placement = place(model, config)
+    _require_patterns(config, placement.paths)
+    plain = named(magnitude_only, placement.paths, "magnitude_only_modules") if magnitude_only else set()
+    settings = with_new_tokens(_peft_config(config, placement, sorted(plain)), model, placement.paths, run)
+    # a randomized decomposition is made anew whenever the adapter is loaded, and has to come out the same
+    randomized = str(config.init_lora_weights).startswith("pissa_niter")
+    with repeatable() if randomized else nullcontext():
+        adapted = peft.get_peft_model(model, settings)
+    require_placed(adapted, placement.paths)
+    _keep_magnitudes_only(adapted, plain)
     return adapted
 
 
-def _peft_config(
-    model: PreTrainedModel, config: LoraConfig, targets: Sequence[str], example: nn.Module
-) -> peft.LoraConfig:
-    saved = _modules_to_save(model, config.modules_to_save)
+def _peft_config(config: LoraConfig, placement: Placement, magnitude_only: Sequence[str]) -> peft.LoraConfig:
+    layers = config.layers_to_transform
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=config.r,
         lora_alpha=config.scale_numerator,
         lora_dropout=config.dropout,
-        target_modules=list(targets),
+        target_modules=list(placement.targets),
+        exclude_modules=list(placement.excluded) or None,
         bias=config.bias,
-        modules_to_save=saved or None,
-        layers_to_transform=list(config.layers_to_transform) if config.layers_to_transform is not None else None,
+        modules_to_save=list(placement.saved) or None,
+        layers_to_transform=list(layers) if layers is not None else None,
         layers_pattern=config.layers_pattern,
+        rank_pattern={**dict.fromkeys(magnitude_only, 1), **config.rank_pattern},
+        alpha_pattern=config.alphas,
         use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         init_lora_weights=config.init_lora_weights,
-        fan_in_fan_out=isinstance(example, Conv1D),
-        ensure_weight_tying=bool(saved and getattr(model.config, "tie_word_embeddings", False)),
+        trainable_token_indices=list(config.trainable_token_indices) or None,
+        fan_in_fan_out=placement.transposed,
+        ensure_weight_tying=placement.tied,
     )
 
 
-def _expected(targets: Sequence[str], layers: Sequence[str], config: LoraConfig) -> list[str]:
-    """Paths that shall be adapted; what `modules_to_save` trains whole takes no adapter."""
-    paths = {path for name in targets for path in matching(name, layers)}
-    whole = {path for name in config.modules_to_save for path in matching(name, layers)}
-    chosen = paths - whole
-    if config.layers_to_transform is not None:
-        chosen = {path for path in chosen if in_layers(path, config.layers_to_transform, config.layers_pattern)}
-    if not chosen:
+def _keep_magnitudes_only(adapted: nn.Module, paths: set[str]) -> None:
+    """Leave the layers a product B·A that is zero and stays it: PEFT knows no magnitude without one."""
+    for path in paths:
+        layer = adapted.get_submodule(f"base_model.model.{path}")
+        for parts in (layer.lora_A, layer.lora_B, layer.lora_dropout):
+            assert isinstance(parts, nn.ModuleDict)
+        layer.lora_A.requires_grad_(False)
+        layer.lora_B.requires_grad_(False)
+        with torch.no_grad():
+            layer.lora_B["default"].weight.zero_()
+        layer.lora_dropout["default"] = nn.Identity()  # there is no adapter to drop the input of
+
+
+def _require_tokens(model: PreTrainedModel, config: LoraConfig) -> None:
+    if not config.trainable_token_indices:
+        return
+    embedding = model.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
+    if beyond := [index for index in config.trainable_token_indices if index >= rows]:
         raise ModelError.of(
-            "LF-MODEL-021",
-            f"layers_to_transform {list(config.layers_to_transform or ())} leaves no layer to adapt",
-            hint=f"the first of the layers is {min(paths)}; numbers start at 0",
+            "LF-MODEL-070",
+            f"trainable_token_indices {beyond}: the model's embedding has {rows} rows, numbered from 0",
+            hint="llamafarm inspect shows the tokens and their numbers",
         )
-    return sorted(chosen)
+    path = next(path for path, module in model.named_modules() if module is embedding)
+    if any(matching(name, [path]) for name in config.modules_to_save):
+        raise ModelError.of(
+            "LF-MODEL-073",
+            "modules_to_save trains the whole embedding, trainable_token_indices only some rows of it",
+            hint="keep one of them",
+        )
 
 
-def _modules_to_save(model: nn.Module, names: Sequence[str]) -> list[str]:
-    paths = [path for path, _ in model.named_modules() if path]
-    for name in names:
-        if not matching(name, paths):
-            leaves = {path.rpartition(".")[2] for path in paths}
-            raise ModelError.of(
-                "LF-MODEL-022",
-                f"modules_to_save {name!r}: no module of this model has that name",
-                hint=nearest(name, leaves),
-            )
-    return list(names)
+def _require_patterns(config: LoraConfig, paths: Sequence[str]) -> None:
+    for option in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(config, option):
+            named(name, paths, option)
 
 
-def _refuse_decomposition(config: LoraConfig) -> None:
+def _refuse_on_quantized(model: nn.Module, config: LoraConfig) -> None:
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(("pissa", "olora")):
         raise ModelError.of(
             "LF-MODEL-023",
             f"init_lora_weights {config.init_lora_weights!r} takes the base's weights apart and cannot do so when "
             "they are quantized",
             hint="use true, gaussian or orthogonal, or a base that is not quantized",
+        )
+    if config.use_dora and getattr(model, "is_loaded_in_8bit", False):
+        raise ModelError.of(
+            "LF-MODEL-074",
+            "DoRA does not run on a base in 8 bits: bitsandbytes cannot give its weights back for it",
+            hint="use 4 bits, or a base that is not quantized",
         )
 
 

@@ -58,6 +58,27 @@ def with_new_tokens(
     return settings
 
 
+def warn_of_new_tokens(model: PreTrainedModel, run: RunContext, option: str) -> None:
+    """Say so where new tokens are not learned.
+
+    Args:
+        model: The base model, with what trains in it chosen.
+        run: Told of it.
+        option: The method's option that would let them be learned; empty if it has none.
+    """
+    additions = additions_of(model)
+    if additions is None or not additions.learned:
+        return
+    idle = [path.rpartition(".")[2] for path, module in _matrices(model) if not _learns(module)]
+    if idle:
+        way = f"add {' and '.join(idle)} to {option}" if option else "take the method lora"
+        run.emit("warning", message=f"the new tokens {', '.join(additions.learned)} are not learned; {way}")
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def _asked(settings: peft.LoraConfig, model: PreTrainedModel) -> dict[str, list[int]]:
     """Rows that are trained anyway, by the name of their module; a plain list is one of the embedding."""
     given = settings.trainable_token_indices

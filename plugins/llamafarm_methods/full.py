@@ -19,7 +19,7 @@ class Full(Method[NoConfig]):
 
     def adapter(self) -> AdapterSpec:
         """Nothing is added: the base itself changes."""
-        return AdapterSpec("full", changes_base=True)
+        return AdapterSpec("full", changes_base=True, bits=frozenset())
 
     def apply(self, model: nn.Module, run: RunContext) -> nn.Module:  # the contract's signature
         """Let every parameter train."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from llamafarm.api import DataSplitter, Row
+from llamafarm_splitters.ranks import numbers
 from llamafarm_splitters.share import ShareConfig
 
-_BYTES = 8
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class HashConfig(ShareConfig):
@@ -25,13 +28,18 @@ class Hash(DataSplitter[HashConfig]):
     name = "hash"
 
     def held_out(self, rows: Iterable[Row]) -> Sequence[bool]:
+        """Choose by digest."""
+        sides: list[bool] = self.held_out_by_digest(numbers(rows)).tolist()
+        return sides
+
+    def held_out_by_digest(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Compare each digest with the threshold."""
-        places = array("Q", (int.from_bytes(row.digest[:_BYTES]) for row in rows))
-        share = self.config.share
-        threshold = (share.numerator << 8 * _BYTES) // share.denominator
-        sides = [place < threshold for place in places]
-        if len(places) > 1 and not any(sides):
-            sides[places.index(min(places))] = True
-        elif len(places) > 1 and all(sides):
-            sides[places.index(max(places))] = False
+        import numpy as np
+
+        share, places = self.config.share, digests[:, 0]
+        sides = places < np.uint64((share.numerator << 64) // share.denominator)
+        if len(sides) > 1 and not sides.any():
+            sides[places.argmin()] = True
+        elif len(sides) > 1 and sides.all():
+            sides[places.argmax()] = False
         return sides

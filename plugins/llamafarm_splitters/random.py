@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
-from heapq import nsmallest
-from itertools import count
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from llamafarm.api import DataSplitter, Row
-from llamafarm_splitters.ranks import ranker
+from llamafarm_splitters.ranks import numbers, ranks
 from llamafarm_splitters.share import CountConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class RandomConfig(CountConfig):
@@ -29,15 +31,24 @@ class Random(DataSplitter[RandomConfig]):
     name = "random"
 
     def held_out(self, rows: Iterable[Row]) -> Sequence[bool]:
-        """Rank rows by a keyed digest of their content and hold out the first ones.
+        """Choose by digest.
 
         Raises:
             DataError: If `eval_rows` leaves nothing to train on.
         """
-        rank = ranker(self.config.seed)
-        ranks = array("Q", (rank(row.digest) for row in rows))
-        sides = [False] * len(ranks)
-        if len(ranks) > 1:
-            for _, index in nsmallest(self.config.number(len(ranks)), zip(ranks, count(), strict=False)):
-                sides[index] = True
+        sides: list[bool] = self.held_out_by_digest(numbers(rows)).tolist()
+        return sides
+
+    def held_out_by_digest(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Rank the digests by the seed and hold out the first ones.
+
+        Raises:
+            DataError: If `eval_rows` leaves nothing to train on.
+        """
+        import numpy as np
+
+        sides = np.zeros(len(digests), np.bool_)
+        if len(sides) > 1:
+            count = self.config.number(len(sides))
+            sides[np.argpartition(ranks(digests, self.config.seed), count - 1)[:count]] = True
         return sides

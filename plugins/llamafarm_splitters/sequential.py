@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from llamafarm.api import DataSplitter, Row
+from llamafarm_splitters.ranks import numbers
 from llamafarm_splitters.share import CountConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class SequentialConfig(CountConfig):
@@ -23,8 +29,17 @@ class Sequential(DataSplitter[SequentialConfig]):
         Raises:
             DataError: If `eval_rows` leaves nothing to train on.
         """
-        total = sum(1 for _ in rows)
-        if total < 2:
-            return [False] * total
-        held_out = self.config.number(total)
-        return [False] * (total - held_out) + [True] * held_out
+        sides: list[bool] = self.held_out_by_digest(numbers(rows)).tolist()
+        return sides
+
+    def held_out_by_digest(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Hold out the last ones of so many.
+
+        Raises:
+            DataError: If `eval_rows` leaves nothing to train on.
+        """
+        import numpy as np
+
+        total = len(digests)
+        first = total - self.config.number(total) if total > 1 else total
+        return np.arange(total) >= first

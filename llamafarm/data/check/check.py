@@ -6,6 +6,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llamafarm.api import Example, RowRef
 from llamafarm.data.check import texts, turns
@@ -14,8 +15,9 @@ from llamafarm.data.check.findings import Findings
 from llamafarm.data.check.lengths import FEW, HEAVY_SHARE, Measure, characters, heavy_share
 from llamafarm.data.digests import example_digest
 from llamafarm.data.formats import detect_format, to_example
+from llamafarm.data.inputs import raw_rows
 from llamafarm.data.problems import ProblemLog
-from llamafarm.data.rows import RawRow, read_raw, read_rows
+from llamafarm.data.rows import RawRow
 from llamafarm.data.strict import Fault
 from llamafarm.errors import DataError, Problem
 
@@ -97,13 +99,16 @@ class Checker:
             DataError: If one of them cannot be used: a check against it would mean nothing.
         """
         form = ""
-        for number, (ref, row) in enumerate(read_rows(path)):
+        log = ProblemLog()
+        for number, raw in enumerate(raw_rows(Path(path), log)):
+            ref, row = RowRef(path, raw.line), raw.fields
             form = form or detect_format(row)[0]
             example = to_example(row, ref, form)
             self._held_out.setdefault(example_digest(example)[:8], str(ref))
             self._folded_held_out.setdefault(folded(example)[:8], str(ref))
             if self._near_held_out and number < self._options.near_rows:
                 self._near_held_out.add(words(example), str(ref))
+        log.check()
 
     def lines(self, path: str) -> Iterator[str]:
         """Check a file, and yield each row that a cleaned copy keeps: its own bytes, unless something was mended.
@@ -114,7 +119,7 @@ class Checker:
         """
         form = ""
         log = _Unreadable(self._findings)
-        for raw in read_raw(path, log):
+        for raw in raw_rows(Path(path), log):
             self.totals.rows += 1
             ref = RowRef(path, raw.line)
             line = self._mended(raw, str(ref))

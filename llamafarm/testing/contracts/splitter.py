@@ -53,6 +53,17 @@ class SplitterContract(ComponentContract):
         answers = [fresh(_SPLIT, *arguments, hash_seed=seed) for seed in (1, 2)]
         assert answers[0] == answers[1] == list(self.build().held_out(self.make_rows(100)))
 
+    @pytest.mark.parametrize("count", [2, 3, 100])
+    def test_answers_the_same_by_digest(self, count: int) -> None:
+        if self.component.held_out_by_digest is DataSplitter.held_out_by_digest:
+            pytest.skip("needs more than digests")
+        import numpy as np
+
+        rows = self.make_rows(count)
+        joined = b"".join(row.digest for row in rows)
+        digests = np.frombuffer(joined, ">u8").reshape(-1, 2).astype(np.uint64)
+        assert self.build().held_out_by_digest(digests).tolist() == list(self.build().held_out(rows))
+
     def test_leaves_rows_alone(self) -> None:
         rows = self.make_rows(10)
         before = [dict(row.fields) for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,32 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.data.questions import questions
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
+from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST
 from llamafarm_tuners.pytorch._model import (
     count_parameters,
+    keep_trained_format,
     model_for,
+    say_precision,
     seed_everything,
     vocabulary_for,
     warn_of_unlearned_tokens,
 )
+from llamafarm_tuners.pytorch._stability import compiled, process_switches
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch._train import Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
+from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
@@ -69,46 +73,55 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
         LlamaFarmError: For everything a user can mend.
     """
     quiet()
-    mixed = autocast(config.training, plan)
-    accelerator = _accelerator(plan, mixed)
+    accelerator = _accelerator(plan, autocast(config.training, plan))
+    training = settle_batches(config.training, plan.given, accelerator.num_processes)
+    config = config.model_copy(update={"training": training})
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
-    with _memory_explained(plan):
-        return _carry_out(job, mixed)
+    with _memory_explained(plan), process_switches(config.training, plan):
+        return _carry_out(job)
 
 
-def _carry_out(job: Fit, mixed: Autocast) -> TrainingResult:
-    config, plan, accelerator = job.config, job.plan, job.accelerator
-    work, parameters = _prepare(job, mixed)
-    job.run.emit("phase", name="training")
-    with _matmul_precision(tf32=bool(config.training.tf32) and plan.device.type == "cuda"):
-        course = train(work, job.run)
-    _exact_match(job, "tuned", work.trained.model, work.trained)
-    metrics = _metrics(course, job.results)
-    if accelerator.is_main_process:
-        job.run.emit("phase", name="saving")
-        _save(job, work.trained, course, metrics)
+def _carry_out(job: Fit) -> TrainingResult:
+    plan, accelerator = job.plan, job.accelerator
+    work, parameters = _prepare(job)
+    try:
+        job.run.emit("phase", name="training")
+        with compiled(work.trained.model, work.training, plan):
+            course = train(work, job.run)
+        _exact_match(job, "tuned", work.trained.model, work.trained)
+        metrics = _metrics(course, job.results)
+        if accelerator.is_main_process:
+            job.run.emit("phase", name="saving")
+            _save(job, work.trained, course, metrics)
+    finally:
+        for method in plan.methods:
+            method.finish(work.trained.model, job.run)
     accelerator.wait_for_everyone()
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
-def _prepare(job: Fit, mixed: Autocast) -> tuple[Work, tuple[int, int]]:
+def _prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
     config, plan, run = job.config, job.plan, job.run
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
     vocabulary = vocabulary_for(config.base_model, job.data.train, run)
     tokenizer = vocabulary.tokenizer
-    sides = tokenized_sides(config, job.data, tokenizer, run)
+    first = asked_first_token(plan.methods, tokenizer)
+    sides = tokenized_sides(config, job.data, tokenizer, run, first)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
     tasks = tasks_of(held_out, job.data.eval)
     require_metric(config.training, tasks, plan.given.get("training.metric_for_best_model", ""))
-    model: Any = model_for(config, plan, mixed, vocabulary, run)
+    model: Any = model_for(config, plan, vocabulary, run)
+    say_precision(model, config, plan, run)
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
+    set_first_token(model, first)
     for method in plan.methods:
         model = method.apply(model, run)
+    keep_trained_format(model, config.training)
     warn_of_unlearned_tokens(model, run)
     names = " + ".join(method.name for method in plan.methods)
     counts = count_parameters(model)
@@ -141,7 +154,7 @@ def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
         raise StrategyError(problems)
 
 
-def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> None:
+def _exact_match(job: Fit, which: str, model: Any, trained: Trained) -> None:
     """Measure exact match of the `base` or the `tuned` model, if that is wanted."""
     config = job.config.evaluation
     wanted = config.exact_match and job.data.eval and (which == "tuned" or config.baseline)
@@ -155,7 +168,9 @@ def _exact_match(job: Fit, which: str, model: nn.Module, trained: Trained) -> No
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in asked.left_out.items())
         job.run.emit("notice", message=f"exact_match answers {len(asked.prompts):,} conversations; not: {reasons}")
     job.run.emit("phase", name="evaluating")
-    share, samples = exact_match(model, trained.tokenizer, asked, config, job.accelerator.device)
+    flash = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
+    with job.accelerator.autocast() if flash else nullcontext():  # that kernel computes in 16 bits only
+        share, samples = exact_match(model, trained.tokenizer, asked, config, job.accelerator.device)
     job.results["exact_match_base" if which == "base" else "exact_match"] = share
     job.results["samples_base" if which == "base" else "samples"] = samples
     job.run.emit("exact_match", model=which, exact_match=share, samples=len(asked.prompts))
@@ -229,16 +244,6 @@ def _memory_explained(plan: RunPlan) -> Iterator[None]:
             hint="set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
             "then gradient_checkpointing: true, a smaller max_seq_length, method qlora",
         ) from error
-
-
-@contextmanager
-def _matmul_precision(*, tf32: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True, slots=True)

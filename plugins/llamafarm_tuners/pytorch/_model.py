@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llamafarm.api import BaseModelConfig, Example, RunContext, RunPlan
+from llamafarm.api import BaseModelConfig, Example, RunContext, RunPlan, TrainingConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._load import load_model, load_vocabulary
 from llamafarm.models._scratch import new_model, train_tokenizer
@@ -19,7 +19,8 @@ from llamafarm.models._vocabulary import fit_vocabulary, learn_every_token
 from llamafarm.models.special import Vocabulary, extended
 from llamafarm.models.vocabulary import additions_of
 from llamafarm_tuners.pytorch.config import PytorchConfig
-from llamafarm_tuners.pytorch.precision import Autocast, attention, quantization, weights
+from llamafarm_tuners.pytorch.kernels import attention, attention_asked, in_words, unusable_kernel
+from llamafarm_tuners.pytorch.precision import base_format, quantization, trained_format
 
 
 def seed_everything(seed: int) -> None:
@@ -44,15 +45,14 @@ def vocabulary_for(base: BaseModelConfig, examples: Sequence[Example], run: RunC
     return vocabulary
 
 
-def model_for(
-    config: PytorchConfig, plan: RunPlan, mixed: Autocast, vocabulary: Vocabulary, run: RunContext
-) -> PreTrainedModel:
+def model_for(config: PytorchConfig, plan: RunPlan, vocabulary: Vocabulary, run: RunContext) -> PreTrainedModel:
     """The base model, in the precision that the run and its methods need, with a row for every token."""
     base = config.base_model
+    dtype: torch.dtype = getattr(torch, base_format(config, plan))
     if base.from_scratch is not None:
-        model = new_model(base.from_scratch, vocabulary.tokenizer)
+        model = new_model(base.from_scratch, vocabulary.tokenizer).to(dtype)
     else:
-        model = _loaded(config, plan, mixed, run)
+        model = _loaded(config, plan, dtype, run)
         for notice in fit_vocabulary(model, vocabulary, base.resize_to_multiple_of):
             run.emit("notice", message=notice)
     learn_every_token(model)
@@ -71,12 +71,10 @@ def warn_of_unlearned_tokens(model: nn.Module, run: RunContext) -> None:
         run.emit("warning", message=message)
 
 
-def _loaded(config: PytorchConfig, plan: RunPlan, mixed: Autocast, run: RunContext) -> PreTrainedModel:
+def _loaded(config: PytorchConfig, plan: RunPlan, dtype: torch.dtype, run: RunContext) -> PreTrainedModel:
     base = config.base_model
     specs = [method.adapter() for method in plan.methods]
-    changes_base = any(spec.changes_base for spec in specs)
     asked = next((spec.quantization for spec in specs if spec.quantization), {})
-    dtype = getattr(torch, weights(base, mixed, plan.device, changes_base=changes_base))
     arguments: dict[str, Any] = {"quantization": quantization(asked, base, plan.device), "device": _device(plan)}
     kernel = attention(config, plan)
     try:
@@ -87,6 +85,26 @@ def _loaded(config: PytorchConfig, plan: RunPlan, mixed: Autocast, run: RunConte
         model = load_model(base, dtype=dtype, **arguments)  # if it was not the kernel, this says what it was
         run.emit("notice", message=f"this architecture does not support {kernel} attention: its own choice is used")
     return model
+
+
+def keep_trained_format(model: nn.Module, training: TrainingConfig) -> None:
+    """Bring all weights that are trained into one format: fp32 unless the user asked otherwise.
+
+    PEFT does so for its adapters, but not for the parts of a 16-bit base that are trained whole.
+    """
+    wanted: torch.dtype = getattr(torch, trained_format(training))
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
+
+
+def say_precision(model: PreTrainedModel, config: PytorchConfig, plan: RunPlan, run: RunContext) -> None:
+    """Say what the run computes with, as it is and not as it was asked for."""
+    asked = attention_asked(config, plan)
+    if refused := unusable_kernel(asked, config, plan):
+        run.emit("notice", message=f"{asked} is not used: {refused.reason}; {refused.hint}")
+    kernel = str(getattr(model.config, "_attn_implementation", None) or "the architecture's own")
+    run.emit("notice", message=in_words(config, plan, kernel, str(model.dtype)))
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:

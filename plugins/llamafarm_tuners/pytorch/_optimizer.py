@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from llamafarm.api import TrainingConfig
+from llamafarm.api import Method, TrainingConfig
 from llamafarm_tuners.pytorch.optim import effective
 
 _BITSANDBYTES = {
@@ -18,18 +20,48 @@ _BITSANDBYTES = {
 }
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: vectors (biases, norms) are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(
+    model: nn.Module, training: TrainingConfig, factors: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and weight decay: vectors (biases, norms, magnitudes) are not decayed.
+
+    Args:
+        model: Whose trainable parameters are grouped.
+        training: Learning rate and weight decay.
+        factors: Parameters that learn faster or slower: name → factor of the learning rate.
+
+    Returns:
+        Groups that are not empty; first those that learn at the learning rate itself.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((factors.get(name, 1.0), parameter.ndim <= 1), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda group: (group[0][0] != 1.0, group[0]))
     return [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if vectors else training.weight_decay,
+            "lr": factor * training.learning_rate,
+        }
+        for (factor, vectors), parameters in ordered
     ]
 
 
-def build_optimizer(model: nn.Module, training: TrainingConfig, device: str) -> torch.optim.Optimizer:
+def learning_rate_factors(model: nn.Module, methods: Iterable[Method[Any]]) -> dict[str, float]:
+    """What the methods of a stack say together; where two name one parameter, their factors multiply."""
+    factors: dict[str, float] = {}
+    for method in methods:
+        for name, factor in method.learning_rates(model).items():
+            factors[name] = factors.get(name, 1.0) * factor
+    return factors
+
+
+def build_optimizer(
+    model: nn.Module, training: TrainingConfig, device: str, methods: Iterable[Method[Any]] = ()
+) -> torch.optim.Optimizer:
     """The optimizer that `training.optim` names, over the trainable parameters, for a type of device."""
-    groups = [group for group in parameter_groups(model, training.weight_decay) if group["params"]]
+    groups = parameter_groups(model, training, learning_rate_factors(model, methods))
     if training.optim == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate)
     adam = {

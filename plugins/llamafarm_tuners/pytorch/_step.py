@@ -66,7 +66,7 @@ class Stepper:
         if work.training.packing:
             require_isolation(work.trained.model, work.rows, work.accelerator.device)
         self.optimizer = work.accelerator.prepare_optimizer(
-            build_optimizer(work.trained.model, work.training, work.accelerator.device.type)
+            build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
         )
         self.scheduler = get_scheduler(
             work.training.lr_scheduler_type,

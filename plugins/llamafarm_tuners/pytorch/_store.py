@@ -49,6 +49,12 @@ class Trained:
         """Whether only an adapter is saved."""
         return hasattr(self.model, "peft_config")
 
+    @property
+    def adapter_kind(self) -> str:
+        """The kind of adapter that is saved; empty when it is a whole model."""
+        kinds = [method.adapter().kind for method in self.methods if not method.stacks]
+        return kinds[0] if self.is_adapter and kinds else "adapter" if self.is_adapter else ""
+
 
 def write_model(trained: Trained, folder: Path) -> None:
     """Write adapter or model, tokenizer and card into an existing folder.
@@ -65,7 +71,8 @@ def write_model(trained: Trained, folder: Path) -> None:
         _drop_private_path(folder / "config.json")
     trained.tokenizer.save_pretrained(folder)
     write_methods(folder, trained.methods, trained.model)
-    (folder / "README.md").write_text(model_card(trained.base_name, trained.facts), encoding="utf-8")
+    card = model_card(trained.base_name, trained.facts, trained.adapter_kind)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 @contextmanager

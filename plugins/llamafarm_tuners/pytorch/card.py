@@ -9,21 +9,21 @@ from typing import Any
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_card(base: str, facts: Mapping[str, Any]) -> str:
+def model_card(base: str, facts: Mapping[str, Any], adapter: str = "") -> str:
     """Markdown with the metadata block that the hub reads.
 
     Args:
         base: Public name of the base model; empty when there is none.
         facts: What to list: names → values.
+        adapter: The kind of adapter; empty for a whole model.
     """
     from huggingface_hub import ModelCardData
 
-    adapter = facts.get("method") != "full" and bool(base)
     metadata = ModelCardData(
         library_name="peft" if adapter else "transformers",
         base_model=base if _HUB_ID.fullmatch(base) else None,
         pipeline_tag="text-generation",
-        tags=["llamafarm", *(["lora"] if adapter else [])],
+        tags=["llamafarm", *([adapter] if adapter else [])],
     )
     origin = f"A fine-tuned version of `{base}`." if base else "A model trained from random weights."
     lines = [f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()]

@@ -9,9 +9,13 @@ from llamafarm_tuners.pytorch.config import PytorchConfig
 
 
 def idle_settings(config: PytorchConfig, plan: RunPlan) -> Iterator[Decision]:
-    """A decision for each setting that was written down and has no effect in this combination."""
+    """A decision for each setting that was written down, also in a device block, and has no effect in this combination.
+
+    What a profile suggests for all is left out.
+    """
+    blocks = {decision.subject for decision in plan.decisions if decision.reason.startswith("from ")}
     for path, idle, reason in _table(config):
-        given = path in plan.given or any(known.startswith(f"{path}.") for known in plan.given)
+        given = path in plan.given or path in blocks or any(known.startswith(f"{path}.") for known in plan.given)
         if idle and given:
             yield Decision(path, "no effect", reason)
 
@@ -38,6 +42,7 @@ def _table(config: PytorchConfig) -> Iterator[tuple[str, bool, str]]:
     yield "training.greater_is_better", not tracked, "only checkpoint-best follows the metric"
     yield "training.length_column_name", True, "lengths are counted in tokens"
     yield "training.packing_length", not training.packing, "packing is off"
+    yield "training.torch_compile_backend", not training.torch_compile, "torch_compile is off"
     yield "training.use_ipex", training.use_ipex, "its optimizations are part of torch itself by now"
     yield "training.dataloader_num_workers", training.dataloader_num_workers > 0, in_memory
     yield "training.dataloader_pin_memory", True, in_memory

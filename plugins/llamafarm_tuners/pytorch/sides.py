@@ -22,22 +22,47 @@ class Sides:
     eval: Tokenized
 
 
-def tokenized_sides(config: PytorchConfig, data: PreparedData, tokenizer: Any, run: RunContext) -> Sides:
+def tokenized_sides(
+    config: PytorchConfig, data: PreparedData, tokenizer: Any, run: RunContext, first_token: int | None = None
+) -> Sides:
     """Tokenize both sides, and say and record what became of each row.
+
+    Args:
+        config: How rows are read.
+        data: Both sides.
+        tokenizer: The base model's.
+        run: Is told.
+        first_token: What the methods want every row to begin with.
 
     Raises:
         DataError: If too much of what is to be learned does not fit.
     """
-    train = _tokenized(config, data.train, tokenizer, "training", run)
-    held_out = _tokenized(config, data.eval, tokenizer, "held-out", run)
+    if first_token is not None:
+        kinds = ("bos_token", "eos_token", "pad_token")
+        names = [kind for kind in kinds if getattr(tokenizer, f"{kind}_id") == first_token]
+        text = f"{first_token} {tokenizer.convert_ids_to_tokens(first_token)!r}"
+        run.emit("notice", message=f"every row begins with token {text} ({' and '.join(names) or 'no special token'})")
+    train = _tokenized(config, data.train, tokenizer, "training", run, first_token)
+    held_out = _tokenized(config, data.eval, tokenizer, "held-out", run, first_token)
     rows = row_ledger(data.counts, train.counts, held_out.counts)
-    run.emit("ledger", rows=rows, tokens={"train": dict(train.counts), "eval": dict(held_out.counts)})
+    sides = {"train": train, "eval": held_out}
+    run.emit(
+        "ledger",
+        rows=rows,
+        tokens={name: dict(side.counts) for name, side in sides.items()},
+        mask_audit={name: side.audit for name, side in sides.items() if side.audit},
+    )
     check_losses(train, data.train, config.dataset.max_token_loss)
     return Sides(train, held_out)
 
 
 def _tokenized(
-    config: PytorchConfig, examples: Sequence[Example], tokenizer: Any, what: str, run: RunContext
+    config: PytorchConfig,
+    examples: Sequence[Example],
+    tokenizer: Any,
+    what: str,
+    run: RunContext,
+    first_token: int | None,
 ) -> Tokenized:
     if not examples:
         return Tokenized([], {})
@@ -46,6 +71,7 @@ def _tokenized(
         "max_seq_length": config.training.max_seq_length,
         "train_on_inputs": config.dataset.train_on_inputs,
         "over_long": config.dataset.over_long,
+        "first_token": first_token,
     }
     explicit, audited = explicit_mask(config.dataset, tokenizer), config.dataset.mask_audit
     key = options | {"explicit": explicit and [explicit.prefix, explicit.suffix], "audit": audited.model_dump()}

@@ -9,12 +9,18 @@ from llamafarm.errors import Problem
 from llamafarm_tuners.pytorch.checks import check
 from llamafarm_tuners.pytorch.config import PytorchConfig
 
+BRIDGED = (
+    *("ia3", "vera", "oft", "loha", "lokr", "hra", "fourierft", "miss", "randlora", "vblora", "road", "c3a", "delora"),
+    *("hira", "ln-tuning", "prompt-tuning", "prefix-tuning"),
+)
+"""Adapters that PEFT puts in, saves and merges by itself, so that training needs to know nothing of them."""
+
 
 class PytorchTuner(FineTuner[PytorchConfig]):
     """Trains transformers models with PEFT adapters in this process."""
 
     name = "pytorch"
-    adapter_kinds = frozenset({"lora", "full"})
+    adapter_kinds = frozenset({"lora", "dora", "full", "freeze", "bos-scaling", *BRIDGED})
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
         """Refuse or explain every setting that would have no effect, or cannot work here."""

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llamafarm.testing.rows import make_fields
@@ -138,3 +141,24 @@ def test_every_rule_is_documented():
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `([\w-]+)` \| (error|warning|note) \|", text, re.MULTILINE)
     assert dict(listed) == {rule: str(level) for rule, level in RULES.items()}
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl.gz", "part-*.jsonl", "rows"])
+def test_rows_of_every_kind_are_checked(cli, tmp_path, name):
+    rows = [{"instruction": f"say {n % 10}", "output": "" if n == 5 else f"Wort {n % 10}"} for n in range(12)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if name == "rows.csv":
+        (tmp_path / name).write_text("instruction,output\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    elif name == "rows.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    elif name == "rows":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text(text)
+    else:
+        (tmp_path / name.replace("*", "a")).write_bytes(gzip.compress(text.encode()) if "gz" in name else text.encode())
+    ended = cli("check-data", name, "--json", "--fix", "clean.jsonl")
+    found = json.loads(ended.out)
+    assert (found["rows"], found["counts"]["duplicate"], found["counts"]["empty-field"]) == (12, 2, 1)
+    assert [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()] == [
+        row for n, row in enumerate(rows[:10]) if n != 5
+    ]

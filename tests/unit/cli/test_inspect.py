@@ -123,3 +123,14 @@ def test_it_works_without_torch(tmp_path, monkeypatch):
     code, out = fresh(NO_TORCH, list(LOOK))
     assert code in (0, None), out
     assert "⟦" in out or "[[" in out
+
+
+def test_what_a_method_puts_first_is_shown(cli, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "fine_tuner: {type: pytorch, config: {base_model: 'builtin:tiny', dataset: data.jsonl,"
+        " method: [{type: lora}, {type: bos-scaling, bos_token: '<|im_end|>'}]}}\n"
+    )
+    ended = cli("inspect", "mine.yaml", "--row", "1")
+    assert ended.code == 0, ended.err
+    assert "\n<|im_end|><|begin_of_text|><|im_start|>user⏎\n" in ended.out
+    assert "⟦The light is on.<|im_end|>⟧" in ended.out

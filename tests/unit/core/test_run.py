@@ -86,7 +86,8 @@ class Accounting(Pytorch):
 
     def fit(self, plan, data, run):
         super().fit(plan, data, run)
-        run.emit("ledger", rows={**data.counts, "trained": 1, "dropped_too_long": 1}, tokens={"train": {"tokens": 5}})
+        rows = {**data.counts, "trained": 1, "dropped_too_long": 1}
+        run.emit("ledger", rows=rows, tokens={"train": {"tokens": 5}}, mask_audit={"train": "sound"})
         raise ModelError.of("LF-MODEL-001", "broken")
 
 
@@ -97,6 +98,7 @@ def test_what_became_of_the_rows_is_recorded_before_training(project, tmp_path):
     facts = manifest(tmp_path)
     assert facts["rows"] == {"read": 2, "trained": 1, "held_out": 0, "copies": 0, "dropped_too_long": 1}
     assert facts["tokens"] == {"train": {"tokens": 5}}
+    assert facts["mask_audit"] == {"train": "sound"}
 
 
 def test_failing_before_the_first_step_leaves_nothing(project, tmp_path):

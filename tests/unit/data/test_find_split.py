@@ -46,7 +46,17 @@ def test_one_half_is_completed_by_the_other(tokenizer: Any, family: Any) -> None
 def test_the_end_of_a_turn_is_the_suffix(tokenizer: Any, family: Any) -> None:
     found = find_split(tokenizer)
     assert (found.suffix, len(found.suffix_ids)) == (family.end, 1)
-    assert found.lone is (family.template.find("must alternate") < 0)
+    # an answer alone shows it, unless the template refuses that, or what stands before answers ends the user's turn
+    assert found.lone is not ("must alternate" in family.template or "[INST]" in family.template)
+
+
+def test_an_answer_alone_is_believed_only_if_it_finds_the_answers_of_conversations(lab: Any) -> None:
+    alone = "{% if messages | length == 1 %}{{ '(alone) ' + messages[0]['content'] + eos_token }}{% else %}"
+    template = alone + lab.marked(lab.families["zephyr"].template, "no-marks") + "{% endif %}"
+    found = find_split(lab.byte_level(template))
+    assert not found.lone
+    assert found.mask
+    assert "(alone)" not in found.prefix
 
 
 def test_without_a_template_headings_are_found(lab: Any) -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from llamafarm.api import DatasetConfig, DataSplitter, NoConfig, PreparedData, Row
 from llamafarm.data.assign import assign
 from llamafarm.data.prepare import prepare
-from llamafarm.data.split import split_file
+from llamafarm.data.siblings import split_names
+from llamafarm.data.split import split_files
 from llamafarm.errors import DataError, PluginError
 from llamafarm_splitters.hash import Hash, HashConfig
 from llamafarm_splitters.random import Random, RandomConfig
@@ -192,7 +193,7 @@ class TestAnEarlierSplit:
 
     def test_of_an_array_is_found(self, write: Any) -> None:
         path = write(json.dumps([pair(1), pair(2), pair(3)]), "data.json")
-        split_file(Path(path), Random(RandomConfig(eval_rows=1)))
+        split_files([Path(path)], Random(RandomConfig(eval_rows=1)), split_names(Path(path)))
         data = prepared(path=path)
         assert (data.counts["trained"], data.counts["held_out"]) == (2, 1)
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafarm.data import split as module
+import llamafarm.files as writer
 from llamafarm.data.seen import Seen
-from llamafarm.data.split import split_file
+from llamafarm.data.siblings import split_names
+from llamafarm.data.split import SplitReport, split_files
 from llamafarm.errors import DataError, DiskError, UsageError
 from llamafarm_splitters.hash import Hash, HashConfig
 from llamafarm_splitters.random import Random, RandomConfig
@@ -21,6 +22,10 @@ from llamafarm_splitters.random import Random, RandomConfig
 
 def tenth() -> Random:
     return Random(RandomConfig())
+
+
+def split_file(path: Path, splitter: Any, *outputs: Path, **options: Any) -> SplitReport:
+    return split_files([path], splitter, outputs or split_names(path), **options)
 
 
 def lines(path: Path) -> list[bytes]:
@@ -40,10 +45,10 @@ def files(folder: Path) -> set[str]:
 def test_a_file_is_split_beside_itself(write: Any, tmp_path: Path) -> None:
     path = Path(write(rows(50), "data.jsonl"))
     report = split_file(path, tenth())
-    assert (report.rows, report.train, report.eval, report.duplicates) == (50, 45, 5, 0)
-    assert report.train_path == tmp_path / "data_train.jsonl"
-    assert report.eval_path == tmp_path / "data_eval.jsonl"
-    train, held_out = lines(report.train_path), lines(report.eval_path)
+    assert (report.rows, report.counts, report.duplicates) == (50, (45, 5), 0)
+    assert report.paths[0] == tmp_path / "data_train.jsonl"
+    assert report.paths[1] == tmp_path / "data_eval.jsonl"
+    train, held_out = lines(report.paths[0]), lines(report.paths[1])
     assert (len(train), len(held_out)) == (45, 5)
     assert sorted(train + held_out) == sorted(lines(path))
     assert files(tmp_path) == {"data.jsonl", "data_train.jsonl", "data_eval.jsonl"}
@@ -59,7 +64,7 @@ def test_rows_keep_their_bytes_and_their_order(write: Any) -> None:
     ]
     path = Path(write(b"\xef\xbb\xbf" + b"\r\n".join(odd) + b"\r\n\n  " + b'{"last":0}'))
     report = split_file(path, Random(RandomConfig(eval_rows=2)))
-    train, held_out = lines(report.train_path), lines(report.eval_path)
+    train, held_out = lines(report.paths[0]), lines(report.paths[1])
     odd.append(b'{"last":0}')
     assert sorted(train + held_out) == sorted(odd)
     assert [odd.index(row) for row in train] == sorted(odd.index(row) for row in train)
@@ -68,32 +73,32 @@ def test_rows_keep_their_bytes_and_their_order(write: Any) -> None:
 def test_copies_stand_on_one_side(write: Any) -> None:
     path = Path(write(b"".join(b'{"a":%d,"b":2}\n{"b": 2, "a": %d}\n' % (n, n) for n in range(20))))
     report = split_file(path, tenth())
-    assert (report.rows, report.duplicates, report.eval) == (40, 20, 4)
-    train, held_out = ({json.loads(row)["a"] for row in lines(path)} for path in (report.train_path, report.eval_path))
+    assert (report.rows, report.duplicates, report.counts[1]) == (40, 20, 4)
+    train, held_out = ({json.loads(row)["a"] for row in lines(path)} for path in (report.paths[0], report.paths[1]))
     assert not train & held_out
 
 
 def test_an_array_becomes_lines(write: Any) -> None:
     path = Path(write(json.dumps(rows(20), indent=2), "data.json"))
     report = split_file(path, tenth())
-    assert report.train_path.name == "data_train.jsonl"
-    found = [json.loads(row) for row in lines(report.train_path) + lines(report.eval_path)]
+    assert report.paths[0].name == "data_train.jsonl"
+    found = [json.loads(row) for row in lines(report.paths[0]) + lines(report.paths[1])]
     assert sorted(map(str, found)) == sorted(map(str, rows(20)))
 
 
 def test_outputs_can_be_named(write: Any, tmp_path: Path) -> None:
     train, held_out = tmp_path / "new" / "t.jsonl", tmp_path / "e.jsonl"
-    report = split_file(Path(write(rows(20))), tenth(), train_path=train, eval_path=held_out)
-    assert (report.train_path, report.eval_path) == (train, held_out)
+    report = split_file(Path(write(rows(20))), tenth(), train, held_out)
+    assert report.paths == (train, held_out)
     assert (len(lines(train)), len(lines(held_out))) == (18, 2)
 
 
 def test_the_same_file_gives_the_same_split(write: Any) -> None:
     path = Path(write(rows(100)))
     first = split_file(path, tenth())
-    before = first.eval_path.read_bytes()
+    before = first.paths[1].read_bytes()
     assert split_file(path, tenth(), overwrite=True) == first
-    assert first.eval_path.read_bytes() == before
+    assert first.paths[1].read_bytes() == before
 
 
 def test_outputs_are_not_overwritten_unless_told(write: Any) -> None:
@@ -105,7 +110,7 @@ def test_outputs_are_not_overwritten_unless_told(write: Any) -> None:
         split_file(path, tenth())
     assert (path.parent / "data_eval.jsonl").read_bytes() == b"precious"
     assert not (path.parent / "data_train.jsonl").exists()
-    assert split_file(path, tenth(), overwrite=True).eval == 2
+    assert split_file(path, tenth(), overwrite=True).counts[1] == 2
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_outputs_are_not_overwritten_unless_told(write: Any) -> None:
     [
         ("data.jsonl", "e.jsonl", "an output is the input"),
         ("t.jsonl", "../{folder}/data.jsonl", "an output is the input"),
-        ("t.jsonl", "t.jsonl", "both outputs are the same file"),
+        ("t.jsonl", "t.jsonl", "two outputs are the same file"),
         ("t.jsonl", ".", "an output is a folder"),
     ],
 )
@@ -121,7 +126,7 @@ def test_outputs_that_cannot_be_are_refused(train: str, held_out: str, reason: s
     path = Path(write(rows(20), "data.jsonl"))
     names = [tmp_path / name.format(folder=tmp_path.name) for name in (train, held_out)]
     with pytest.raises(UsageError, match=rf"{reason}.*\[LF-SPLIT-001\]"):
-        split_file(path, tenth(), train_path=names[0], eval_path=names[1], overwrite=True)
+        split_file(path, tenth(), *names, overwrite=True)
     assert files(tmp_path) == {"data.jsonl"}
 
 
@@ -151,7 +156,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(writer.os, "fsync", full)
     with pytest.raises(DiskError, match=r"cannot be written: No space left on device \[LF-DISK-001\]"):
         split_file(Path(write(rows(20))), tenth())
     assert files(tmp_path) == {"rows.jsonl"}
@@ -163,7 +168,7 @@ def test_a_file_that_changes_meanwhile_is_refused(write: Any, tmp_path: Path) ->
 
     def change(count: int) -> None:
         handled.append(count)
-        if len(handled) == 20:
+        if len(handled) == 1:
             path.write_bytes(path.read_bytes().replace(b"row 7", b"row 8"))
 
     with pytest.raises(DataError, match=r"the file changed while it was split; try again \[LF-DATA-026\]"):
@@ -186,10 +191,10 @@ def test_any_split_is_disjoint_exhaustive_and_exact(
     path.write_text("\n".join(json.dumps({"n": number}) for number in numbers))
     for splitter in (Random(RandomConfig(eval_percentage=25)), Hash(HashConfig(eval_percentage=25))):
         report = split_file(path, splitter, overwrite=True)
-        train, held_out = lines(report.train_path), lines(report.eval_path)
+        train, held_out = lines(report.paths[0]), lines(report.paths[1])
         assert Counter(train) + Counter(held_out) == Counter(path.read_bytes().splitlines())
         assert not set(train) & set(held_out)
-        assert (report.train, report.eval, report.rows) == (len(train), len(held_out), len(numbers))
+        assert (*report.counts, report.rows) == (len(train), len(held_out), len(numbers))
         distinct = len(set(numbers))
         assert report.duplicates == len(numbers) - distinct
         if isinstance(splitter, Random):

@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from llamafarm.api import RowRef
+from llamafarm.api import MaskAuditConfig, RowRef
+from llamafarm.data.audit import Auditor
 from llamafarm.data.formats import to_example
 from llamafarm.data.tokens import IGNORED, tokenize
 from llamafarm.errors import DataError, ModelError
@@ -140,3 +143,43 @@ def test_a_template_that_drops_calls_is_refused(chat_tokenizer: Any) -> None:
     deaf = TEMPLATE.replace("m.tool_calls or []", "[]")
     with pytest.raises(ModelError, match="turn 2, an answer, cannot be found"):
         learned(chat(), chat_tokenizer(deaf, "no-marks"))
+
+
+told = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(str.strip)
+argument = st.recursive(
+    st.one_of(told, st.integers(), st.booleans()), lambda inner: st.lists(inner, max_size=2), max_leaves=3
+)
+calls = st.lists(st.dictionaries(told, argument, min_size=1, max_size=2).map(call), min_size=1, max_size=2)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(made=st.lists(st.tuples(told, calls, told, told), min_size=1, max_size=2), silent=st.booleans())
+def test_the_audit_agrees_with_the_labels_of_any_calls(tokenizer: Any, made: list[Any], silent: bool) -> None:
+    turns: list[dict[str, Any]] = []
+    for asked, some, result, said in made:
+        turns += [{"role": "user", "content": asked}]
+        turns += [{"role": "assistant", "content": "" if silent else said, "tool_calls": some}]
+        turns += [{"role": "tool", "content": result, "name": "light"} for _ in some]
+        turns += [{"role": "assistant", "content": said}]
+    example = to_example({"messages": turns, "tools": [TOOL]}, RowRef("rows.jsonl", 1), "messages")
+    seen: list[Any] = []
+    tokenize([example], tokenizer, stage="sft", max_seq_length=100_000, train_on_inputs=False, watch=seen.append)
+    (fitted,) = seen
+    sound = Auditor(tokenizer, MaskAuditConfig())
+    sound.look(fitted.example, fitted.encoded.ids, fitted.row.labels)
+    assert (sound.found.answers, sound.found.unstopped, sound.found.foreign) == (2 * len(made), 0, 0)
+    sound.check(1, 0)
+    spans = fitted.encoded.learned
+    labels = list(fitted.row.labels)
+    labels[spans[0][1] - 1] = IGNORED  # the call is learned without its end: a model would call on and on
+    damaged = Auditor(tokenizer, MaskAuditConfig())
+    damaged.look(fitted.example, fitted.encoded.ids, labels)
+    with pytest.raises(DataError, match="LF-DATA-090"):
+        damaged.check(1, 0)
+    tool_turn = spans[0][1] + 1
+    labels = list(fitted.row.labels)
+    labels[tool_turn : spans[1][0]] = fitted.encoded.ids[tool_turn : spans[1][0]]  # what the tool said is learned too
+    damaged = Auditor(tokenizer, MaskAuditConfig())
+    damaged.look(fitted.example, fitted.encoded.ids, labels)
+    with pytest.raises(DataError, match="LF-DATA-09"):
+        damaged.check(1, 0)

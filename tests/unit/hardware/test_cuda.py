@@ -89,7 +89,11 @@ def test_unlike_gpus_count_as_the_least_of_them(smi: Any, torch: Any) -> None:
 def test_attention_follows_the_stack_in_bf16(cuda: str, cudnn: str, attention: str, smi: Any, torch: Any) -> None:
     torch(TorchBuild("2.13.0", cuda, cudnn))
     smi(A100.replace("550.54.15", "580.65.06"))
-    assert suggestions() == {"training.bf16": True, "base_model.attn_implementation": attention}
+    assert suggestions() == {
+        "training.bf16": True,
+        "training.tf32": True,
+        "base_model.attn_implementation": attention,
+    }
 
 
 @pytest.mark.parametrize("capability", ["7.0", "7.5", "[N/A]"])

@@ -10,10 +10,9 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._load import load_model
 from llamafarm.testing.run_context import RecordingRun
-from llamafarm_methods.config import LoraConfig, QloraConfig
+from llamafarm_methods.config import LoraConfig
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
-from llamafarm_methods.qlora import Qlora
 
 LINEAR = {
     "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
@@ -145,7 +144,7 @@ def test_transposed_layers_are_adapted(run):
 def test_weights_that_are_quantized_cannot_be_taken_apart(model, run):
     model.is_quantized = True
     with pytest.raises(ModelError, match="LF-MODEL-023"):
-        Qlora(QloraConfig(init_lora_weights="pissa")).apply(model, run)
+        Lora(LoraConfig(init_lora_weights="pissa")).apply(model, run)
 
 
 def test_full_trains_everything(model, run):

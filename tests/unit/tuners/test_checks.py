@@ -8,9 +8,12 @@ import pytest
 from llamafarm.api import Decision, DeviceSpec
 from llamafarm.errors import NetworkError, Problem
 from llamafarm.testing.fresh import heavy_after
+from llamafarm_methods.bridged import Loha, PrefixTuning, PromptTuning
+from llamafarm_methods.dora import Dora
 from llamafarm_methods.full import Full
+from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
-from llamafarm_tuners.pytorch import checks, precision
+from llamafarm_tuners.pytorch import checks, kernels, precision
 
 CUDA = DeviceSpec("cuda", "NVIDIA X", details={"bf16": True})
 OLD_CUDA = DeviceSpec("cuda", "NVIDIA T4", details={"bf16": False})
@@ -42,7 +45,7 @@ def without(monkeypatch):
         def absent(name: str, *rest: Any) -> Any:
             return None if name in packages else find(name, *rest)
 
-        for module in (checks, precision):
+        for module in (checks, kernels):
             monkeypatch.setattr(module, "find_spec", absent)
 
     return hide
@@ -90,6 +93,16 @@ def test_what_cannot_work_is_refused_if_somebody_wrote_it_and_left_out_with_a_re
     assert decisions[path].reason
 
 
+def test_a_base_in_bf16_needs_a_device_that_computes_in_it(make):
+    options, path = base(torch_dtype="bfloat16"), "base_model.torch_dtype"
+    problem = findings(make(options, (path,), OLD_CUDA))[0]["LF-TRAIN-004"]
+    assert problem.where == f"strategy.yaml:{path}"
+    problems, decisions = findings(make(options, (), OLD_CUDA))
+    assert problems == {}
+    assert decisions[path].value == "float32"
+    assert precision.base_format(*make(options, (), OLD_CUDA)) == "float32"
+
+
 def test_bf16_works_on_a_cpu(make):
     assert findings(make(training(bf16=True), ("training.bf16",))) == ({}, {})
 
@@ -114,7 +127,7 @@ def test_flash_attention_needs_its_package(make, without):
     without("flash_attn")
     problem = findings(make(options, ("training.use_flash_attention",), CUDA))[0]["LF-PLUGIN-021"]
     assert "pip install flash-attn" in problem.hint
-    assert precision.attention(*make(options, (), CUDA)) is None
+    assert kernels.attention(*make(options, (), CUDA)) is None
 
 
 def test_two_attention_kernels_are_refused(make):
@@ -181,18 +194,14 @@ def test_an_adapter_on_a_random_base_is_refused(make):
         ("auto", "cpu", None, "float32"),
         ("float16", "cpu", None, "float32"),
         ("bfloat16", "cpu", None, "bfloat16"),
-        ("float16", "cuda", None, "float16"),
+        ("float16", "cuda", None, "bfloat16"),  # autocast's format decides
         ("auto", "cuda", None, "bfloat16"),
         ("bfloat16", "cuda", FULL, "float32"),
     ],
 )
 def test_what_the_base_is_loaded_in(make, asked, device, method, expected):
     config, plan = make(base(torch_dtype=asked) | training(bf16=True), device=DeviceSpec(device, device), method=method)
-    changes_base = plan.methods[0].adapter().changes_base
-    got = precision.weights(
-        config.base_model, precision.autocast(config.training, plan), plan.device, changes_base=changes_base
-    )
-    assert got == expected
+    assert precision.base_format(config, plan) == expected
     said = "base_model.torch_dtype" in findings((config, plan))[1]
     assert said == (asked not in ("auto", expected))
 
@@ -239,6 +248,7 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(make, tmp_path):
         ("training.eval_accumulation_steps", training(eval_accumulation_steps=4)),
         ("training.early_stopping_patience", training()),
         ("training.use_ipex", training(use_ipex=True)),
+        ("training.torch_compile_backend", training(torch_compile_backend="eager")),
         ("training.dataloader_num_workers", training(dataloader_num_workers=4)),
         ("training.dataloader_pin_memory", training()),
         ("training.length_column_name", training(group_by_length=True)),
@@ -266,3 +276,57 @@ def test_checking_imports_nothing_heavy():
         "list(T(T.Config()).check(plan))"
     )
     assert heavy_after(code) == set()
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "reason"),
+    [
+        (PromptTuning, "packing", "only the first row of a pack"),
+        (PrefixTuning, "packing", "only the first row of a pack"),
+        (PrefixTuning, "gradient_checkpointing", "recomputed layers do not find"),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_method_and_a_setting_that_exclude_each_other(make, method, setting, reason, given):
+    path = f"training.{setting}"
+    problems, _ = findings(make(training(**{setting: True}), (path,) if given else (), method=method(method.Config())))
+    assert reason in problems["LF-STRATEGY-053"].message
+    assert problems["LF-STRATEGY-053"].hint == f"set {path}: false"
+    assert problems["LF-STRATEGY-053"].where == (f"strategy.yaml:{path}" if given else "")
+    assert findings(make(training(**{setting: False}), method=method(method.Config())))[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "width", "refused"),
+    [
+        (Loha(Loha.Config()), 4, True),
+        (Dora(Dora.Config()), 8, True),
+        (Dora(Dora.Config()), 4, False),
+        (Lora(Lora.Config(init_lora_weights="pissa")), 4, True),
+        (Lora(Lora.Config()), 8, False),
+        (PromptTuning(PromptTuning.Config()), 8, False),
+    ],
+)
+def test_a_method_on_a_base_of_a_width_that_it_cannot_stand_on(make, method, width, refused):
+    pytest.importorskip("bitsandbytes")
+    problems, _ = findings(make(base(**{f"load_in_{width}bit": True}), method=method))
+    assert set(problems) == ({"LF-STRATEGY-054"} if refused else set())
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (Lora(Lora.Config()), set()),
+        (PromptTuning(PromptTuning.Config()), set()),
+        (FULL, {"LF-TRAIN-007"}),
+        (QLORA, {"LF-STRATEGY-055"}),
+        (Dora(Dora.Config()), {"LF-STRATEGY-054"}),
+        (Loha(Loha.Config()), {"LF-STRATEGY-054"}),
+    ],
+)
+def test_a_base_that_comes_quantized(make, method, expected, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}', encoding="utf-8")
+    problems, _ = findings(make(base(huggingface_id=str(tmp_path)), method=method))
+    library = set() if util.find_spec("gptqmodel") and util.find_spec("optimum") else {"LF-PLUGIN-050"}
+    assert set(problems) == expected | library

@@ -68,6 +68,9 @@ def test_a_second_start_does_no_tokenization(tokenizer, tmp_path, monkeypatch):
         "held-out rows, from the cache",
     ]
     assert again[:2] == first[:2]
+    (ledger,) = first[1]
+    assert list(ledger["mask_audit"]) == ["train", "eval"]
+    assert "every answer is trained with its end" in ledger["mask_audit"]["train"]
 
 
 def test_a_damaged_file_is_written_again(tokenizer, tmp_path):
@@ -90,3 +93,14 @@ def test_the_ledger_counts_both_sides(tokenizer, tmp_path):
     ((sides,), ledger) = (start(tokenizer, tmp_path)[:1], start(tokenizer, tmp_path)[1])
     assert ledger[0]["rows"] == {"read": 8, "trained": 6, "held_out": 2, "copies": 0}
     assert ledger[0]["tokens"]["train"] == sides.train.counts
+
+
+def test_rows_with_another_first_token_are_not_those_of_the_cache(tokenizer, tmp_path):
+    plain = start(tokenizer, tmp_path)[0]
+    run = RecordingRun(tmp_path)
+    sides = tokenized_sides(PytorchConfig(), DATA, tokenizer, run, first_token=7)
+    assert [row.input_ids for row in sides.train.rows] == [[7, *row.input_ids] for row in plain.train.rows]
+    said = [event.fields["message"] for event in run.events if event.type == "notice"]
+    assert said[0].startswith("every row begins with token 7 ")
+    assert "from the cache" not in said[1]
+    assert "first token added 6" in said[1]

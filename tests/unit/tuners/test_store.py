@@ -147,9 +147,10 @@ def test_a_whole_model_names_no_folder_of_this_machine(tmp_path, full, tiny_mode
 
 
 def test_cards():
-    card = model_card("owner/name", {"method": "lora", "train_loss": 1.5})
+    card = model_card("owner/name", {"method": "ia3 + bos-scaling", "train_loss": 1.5}, "ia3")
     assert "base_model: owner/name" in card
     assert "library_name: peft" in card
     assert "- train loss: 1.5" in card
-    assert "base_model" not in model_card("my-model", {"method": "lora"})
-    assert "library_name: transformers" in model_card("", {"method": "full"})
+    assert "- ia3" in card
+    assert "base_model" not in model_card("my-model", {"method": "lora"}, "lora")
+    assert "library_name: transformers" in model_card("owner/name", {"method": "freeze"})

@@ -1,0 +1,77 @@
+"""Switches of torch that hold for the whole process: set for a run, put back after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from llamafarm.api import RunPlan, TrainingConfig
+from llamafarm.errors import StrategyError
+from llamafarm_tuners.pytorch.kernels import uncompilable
+from llamafarm_tuners.pytorch.precision import computes
+
+T = TypeVar("T")
+
+
+@contextmanager
+def process_switches(training: TrainingConfig, plan: RunPlan) -> Iterator[None]:
+    """Choose among the kernels of sdpa attention, and the precision of fp32 products.
+
+    The memory-efficient and the plain kernel stay allowed, so that something is always left to compute with.
+    """
+    sdpa = torch.backends.cuda  # the switches live there; the flash one is heeded on CPUs too
+    with ExitStack() as stack:
+        for read, write, wanted in (
+            (sdpa.cudnn_sdp_enabled, sdpa.enable_cudnn_sdp, not training.disable_cudnn_sdpa),
+            (sdpa.flash_sdp_enabled, sdpa.enable_flash_sdp, not training.disable_flash_sdpa),
+            (sdpa.mem_efficient_sdp_enabled, sdpa.enable_mem_efficient_sdp, True),
+            (sdpa.math_sdp_enabled, sdpa.enable_math_sdp, True),
+        ):
+            stack.enter_context(_set(read, write, wanted))
+        if training.tf32 is not None and computes(plan.device, "tf32"):
+            products = "high" if training.tf32 else "highest"
+            stack.enter_context(_set(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, products))
+        yield
+
+
+@contextmanager
+def compiled(model: nn.Module, training: TrainingConfig, plan: RunPlan) -> Iterator[None]:
+    """Compile a model's forward pass in place while it is trained.
+
+    In place, because a wrapper would put `_orig_mod.` in front of the names of all weights, and because who holds the
+    model then runs the compiled one. Undone at the end: generating answers, with a new length at each token, would
+    compile without end.
+
+    Raises:
+        StrategyError: If the compiler fails.
+    """
+    if not training.torch_compile or uncompilable(training, plan):
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException  # a second, for those who compile
+
+    model.compile(backend=training.torch_compile_backend)
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split())
+        where = plan.given.get("training.torch_compile", "")
+        message = f"the model cannot be compiled: {reason[:300]}"
+        raise StrategyError.of("LF-TRAIN-036", message, where=where, hint="leave training.torch_compile out") from error
+    finally:
+        model._compiled_call_impl = None  # noqa: SLF001  # torch has no public way back
+        torch.compiler.reset()  # what is compiled counts against a limit, beyond which torch silently compiles no more
+
+
+@contextmanager
+def _set(read: Callable[[], T], write: Callable[[T], object], wanted: T) -> Iterator[None]:
+    before = read()
+    write(wanted)
+    try:
+        yield
+    finally:
+        write(before)
