@@ -1,35 +1,109 @@
-"""The fine-tuner's shell."""
+"""The fine-tuner `llamafactory`; nothing of LLaMA-Factory is imported here, it runs in an environment of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult, installed
 from llamafarm.errors import PluginError, Problem
-from llamafarm_tuners.llamafactory.config import LlamaFactoryConfig
-
-_ABSENT = Problem(
-    "LF-PLUGIN-006",
-    "fine-tuner 'llamafactory' checks strategies, but this version cannot run LLaMA-Factory: its requirements exclude "
-    "ours, so it needs an environment of its own, which LlamaFarm does not set up yet",
-    hint="train with type: pytorch",
-)
+from llamafarm.models.locate import locate
+from llamafarm_tuners.llamafactory.checks import check
+from llamafarm_tuners.llamafactory.config import ADAPTER_KEYS, LlamaFactoryConfig
+from llamafarm_tuners.llamafactory.course import Course
+from llamafarm_tuners.llamafactory.environment import BACKEND, child_environment
+from llamafarm_tuners.llamafactory.failures import failure
+from llamafarm_tuners.llamafactory.process import run_process
+from llamafarm_tuners.llamafactory.result import adopt, checkpoints, finish
+from llamafarm_tuners.llamafactory.rows import form_of, write_rows
+from llamafarm_tuners.llamafactory.translate import stage_of, translate
 
 
 class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
-    """Checks strategies for LLaMA-Factory; refuses to train, and says so."""
+    """Trains with the real LLaMA-Factory, in a process and an environment of its own."""
 
     name = "llamafactory"
-    adapter_kinds = frozenset({"lora", "qlora", "full"})
+    adapter_kinds = frozenset({"lora", "dora", "full", "freeze"})
+    backend = BACKEND
+
+    @classmethod
+    def default_method(cls, given: Mapping[str, Any]) -> str | None:
+        """Lora, unless LLaMA-Factory's own keys say how parameters are adapted."""
+        return None if ADAPTER_KEYS & given.keys() else "lora"
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
-        """Refuse: nothing can be run yet."""
-        return [_ABSENT]
+        """Refuse what LLaMA-Factory cannot do, with the alternative; explain what it decides."""
+        return check(self.config, plan)
 
     def fit(self, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
-        """Never reached through a plan.
+        """Convert the rows, let LLaMA-Factory train, and bring what it leaves into the run directory.
 
         Raises:
-            PluginError: Always.
+            PluginError: If it is not set up, or ends without a result.
+            LlamaFarmError: For what it could not use: rows, model, settings, memory.
+            KeyboardInterrupt: After the step in which the user asked to stop.
         """
-        raise PluginError([_ABSENT])
+        state = installed(BACKEND)
+        if state is None:
+            hint = "run: llamafarm backends setup llamafactory"
+            raise PluginError.of("LF-PLUGIN-070", "LLaMA-Factory is not set up", hint=hint)
+        place = plan.output_dir / "llamafarm" / "llamafactory"
+        arguments = self._prepare(plan, data, run, place)
+        base = self.config.base_model.huggingface_id or ""
+        output = Path(arguments["output_dir"])
+        board = self._board(plan.output_dir)
+        course = Course(run, locate(base).public_name, arguments["finetuning_type"], board, plan.output_dir)
+        run.emit("phase", name="starting LLaMA-Factory")
+        try:
+            code, log = run_process(
+                state.python, place / "train.yaml", place, self._environment(state.python, plan), run, course.hear
+            )
+            names = [path.name for path in checkpoints(output)]
+        finally:
+            adopt(output, plan.output_dir, base)
+            if board is not None:
+                board.close()
+        if code != 0:
+            raise failure(code, course.error, log, names, plan)
+        if course.stopped:
+            raise KeyboardInterrupt
+        run.emit("phase", name="saving")
+        return finish(plan, base, arguments, course)
+
+    def _prepare(self, plan: RunPlan, data: PreparedData, run: RunContext, place: Path) -> dict[str, Any]:
+        """Write rows and arguments."""
+        stage = stage_of(self.config)
+        form = form_of([*data.train, *data.eval], stage)
+        write_rows(place / "data", data.train, data.eval, stage)
+        if data.eval and "val_size" in self.config.arguments:
+            run.emit("notice", message="val_size is not used: rows are held out already")
+        arguments = translate(
+            self.config, plan, form=form, held_out=bool(data.eval), data=place / "data", output=place / "output"
+        )
+        text = json.dumps(arguments, indent=2, ensure_ascii=False)
+        (place / "train.yaml").write_text(f"{text}\n", encoding="utf-8")  # JSON is YAML
+        live = plan.output_dir / "trainer_log.jsonl"
+        live.unlink(missing_ok=True)
+        live.symlink_to((place / "output" / live.name).relative_to(plan.output_dir))
+        return arguments
+
+    def _environment(self, python: Path, plan: RunPlan) -> dict[str, str]:
+        base = self.config.base_model
+        hub = locate(base.huggingface_id or "").kind == "hub"
+        found = child_environment(python, os.environ, hub=hub, one_gpu=plan.device.type == "cuda")
+        if hub and base.token is not None:
+            found["HF_TOKEN"] = base.token.get_secret_value()
+        if plan.device.type == "cpu":
+            found["CUDA_VISIBLE_DEVICES"] = ""
+        return found
+
+    def _board(self, folder: Path) -> Any:
+        if "tensorboard" not in self.config.training.report_to or find_spec("tensorboard") is None:
+            return None
+        from llamafarm_tuners.llamafactory._board import board
+
+        return board(folder)
