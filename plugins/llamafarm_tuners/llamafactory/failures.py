@@ -31,7 +31,9 @@ _MEMORY = ("out of memory", "can't allocate memory", "OutOfMemory")
 _LINES = 3
 
 
-def failure(code: int, error: Mapping[str, Any] | None, log: Path, checkpoints: list[str], plan: RunPlan) -> LlamaFarmError:
+def failure(
+    code: int, error: Mapping[str, Any] | None, log: Path, checkpoints: list[str], plan: RunPlan, *, kept: bool
+) -> LlamaFarmError:
     """The error to raise.
 
     Args:
@@ -40,24 +42,26 @@ def failure(code: int, error: Mapping[str, Any] | None, log: Path, checkpoints: 
         log: Everything that it said.
         checkpoints: Names of the checkpoints that it left.
         plan: The run's plan.
+        kept: Whether the run directory stays, and with it the log.
     """
-    kept = f"; {', '.join(checkpoints)} stay, to go on with resume_from_checkpoint" if checkpoints else ""
+    where = str(log) if kept else ""
+    saved = f"; {', '.join(checkpoints)} stay, to go on with resume_from_checkpoint" if checkpoints else ""
     if error is None and code < 0:
         name = signal.Signals(-code).name
         reason = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        return PluginError.of("LF-PLUGIN-077", f"LLaMA-Factory was ended by {name}{reason}{kept}", where=str(log))
+        return PluginError.of("LF-PLUGIN-077", f"LLaMA-Factory was ended by {name}{reason}{saved}", where=where)
     text = f"{error['kind']}: {error['message']}" if error else ""
     if any(word in text for word in _MEMORY):
         return HardwareError.of(
             "LF-HARDWARE-010",
-            f"out of memory on {plan.device.name}, in LLaMA-Factory{kept}",
+            f"out of memory on {plan.device.name}, in LLaMA-Factory{saved}",
             hint="set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
             "then gradient_checkpointing: true, a smaller max_seq_length, quantization_bit: 4",
         )
     cause = (error["message"] if error else "") or last_lines(log, _LINES)
     kind = next((kind for kind, words in _KINDS if any(word in text for word in words)), PluginError)
     message = " ".join(str(cause).split())[:600]
-    return kind.of("LF-PLUGIN-075", f"LLaMA-Factory failed: {message}{kept}", where=str(log))
+    return kind.of("LF-PLUGIN-075", f"LLaMA-Factory failed: {message}{saved}", where=where)
 
 
 def last_lines(log: Path, count: int) -> str:

@@ -51,7 +51,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
         if state is None:
             hint = "run: llamafarm backends setup llamafactory"
             raise PluginError.of("LF-PLUGIN-070", "LLaMA-Factory is not set up", hint=hint)
-        place = plan.output_dir / "llamafarm" / "llamafactory"
+        place = plan.output_dir.absolute() / "llamafarm" / "llamafactory"
         arguments = self._prepare(plan, data, run, place)
         base = self.config.base_model.huggingface_id or ""
         output = Path(arguments["output_dir"])
@@ -68,7 +68,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             if board is not None:
                 board.close()
         if code != 0:
-            raise failure(code, course.error, log, names, plan)
+            raise failure(code, course.error, log, names, plan, kept=course.step > 0)
         if course.stopped:
             raise KeyboardInterrupt
         run.emit("phase", name="saving")
@@ -88,7 +88,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
         (place / "train.yaml").write_text(f"{text}\n", encoding="utf-8")  # JSON is YAML
         live = plan.output_dir / "trainer_log.jsonl"
         live.unlink(missing_ok=True)
-        live.symlink_to((place / "output" / live.name).relative_to(plan.output_dir))
+        live.symlink_to(Path("llamafarm") / "llamafactory" / "output" / live.name)
         return arguments
 
     def _environment(self, python: Path, plan: RunPlan) -> dict[str, str]:
