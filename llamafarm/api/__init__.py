@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamafarm.api.backend import Backend, Comparison, Installed, backend_folder, installed
+from llamafarm.api.backend import Backend, Comparison, Installed, TrainStrategy, backend_folder, installed
 from llamafarm.api.components import (
     Component,
     ContractError,
@@ -77,6 +77,7 @@ __all__ = [
     "RunPlan",
     "SourceConfig",
     "Suggestion",
+    "TrainStrategy",
     "TrainingConfig",
     "TrainingResult",
     "backend_folder",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 MARKER = "backend.json"
 """The file that is written last: without it there is no backend."""
@@ -34,6 +34,12 @@ class Comparison:
     theirs: str
     same: bool
     note: str = ""
+
+
+class TrainStrategy(Protocol):
+    """Train the strategy with this `fine_tuner:` block in a folder, and return the losses that it logs."""
+
+    def __call__(self, fine_tuner: Mapping[str, Any], folder: Path, /) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Backend:
             `facts`. It fails where the program would.
         stubs: Files, path → content, put on that environment's import path: what the program imports and needs not.
         disk_bytes: What it takes, about.
-        parity: Compares both engines; gets the backend and a folder to work in.
+        parity: Compares both engines; gets the backend, a folder to work in, and what trains a strategy there.
     """
 
     name: str
@@ -74,7 +80,7 @@ class Backend:
     probe: Path
     stubs: Mapping[str, str] = field(default_factory=dict)
     disk_bytes: int = 0
-    parity: Callable[[Installed, Path], Sequence[Comparison]] | None = None
+    parity: Callable[[Installed, Path, TrainStrategy], Sequence[Comparison]] | None = None
 
 
 def backend_folder(name: str) -> Path:

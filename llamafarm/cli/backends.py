@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,16 +71,14 @@ def check(
 ) -> None:
     """Run a backend's own check; with --parity, train a tiny model with both engines and compare."""
     from llamafarm.core.backends import check as check_backend
-    from llamafarm.core.backends import require_backend
+    from llamafarm.core.backends import compare, require_backend
     from llamafarm.core.registry import load_registry
 
     session = session_of(context)
-    backend = require_backend(load_registry(), name)
+    registry = load_registry()
+    backend = require_backend(registry, name)
     state = check_backend(backend)
-    compared: list[Any] = []
-    if parity and backend.parity is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            compared = list(backend.parity(state, Path(folder)))
+    compared = compare(backend, state, registry) if parity else []
     if as_json:
         rows = [
             {"subject": one.subject, "ours": one.ours, "theirs": one.theirs, "same": one.same, "note": one.note}

@@ -8,14 +8,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llamafarm.api.backend import MARKER, Backend, Installed, backend_folder, installed
+from llamafarm.api.backend import MARKER, Backend, Comparison, Installed, backend_folder, installed
 from llamafarm.api.components import FineTuner
+from llamafarm.api.values import Event
+from llamafarm.core.load import load
+from llamafarm.core.plan import make_plan
 from llamafarm.core.registry import Registry
+from llamafarm.core.request import Request
+from llamafarm.core.run import train
 from llamafarm.errors import DiskError, PluginError, nearest, one_of
 from llamafarm.files import write_atomically
 
@@ -125,6 +130,33 @@ def remove(backend: Backend) -> bool:
         return False
     shutil.rmtree(folder)
     return True
+
+
+def compare(backend: Backend, state: Installed, registry: Registry) -> list[Comparison]:
+    """What both engines make of the same rows and strategy; nothing for a backend that cannot be compared.
+
+    Raises:
+        LlamaFarmError: If one of them fails.
+    """
+    if backend.parity is None:
+        return []
+
+    def losses(fine_tuner: Mapping[str, Any], folder: Path, /) -> list[float]:
+        folder.mkdir()
+        path = folder / "strategy.yaml"
+        path.write_text(json.dumps({"fine_tuner": fine_tuner}), encoding="utf-8")  # JSON is YAML
+        loaded = load(Request(str(path), sets=(f"output_dir={folder / 'output'}", "hardware=cpu")), registry)
+        seen: list[float] = []
+
+        def listen(event: Event) -> None:
+            if event.type == "log":
+                seen.append(float(event.fields["loss"]))
+
+        train(loaded, make_plan(loaded, registry), registry, listen)
+        return seen
+
+    with tempfile.TemporaryDirectory() as folder:
+        return list(backend.parity(state, Path(folder), losses))
 
 
 def clean_environment() -> dict[str, str]:

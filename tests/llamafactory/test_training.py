@@ -138,7 +138,7 @@ def test_its_own_error_is_one_line(run_strategy):
 
 
 def test_values_arrive_unchanged(run_strategy, tmp_path):
-    odd = "be brief; $(touch hacked) `x` \"quoted\"\nand on a new line"
+    odd = 'be brief; $(touch hacked) `x` "quoted"\nand on a new line'
     finished = run_strategy(block(arguments={"default_system": odd}))
     place = finished.output_dir / "llamafarm" / "llamafactory"
     assert json.loads((place / "train.yaml").read_text())["default_system"] == odd

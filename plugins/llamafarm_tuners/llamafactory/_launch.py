@@ -28,10 +28,10 @@ def listen() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def say(path: Path, kind: str, **values: Any) -> None:
+def say(path: Path, type_: str, **values: Any) -> None:
     """Append a line that the parent reads."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"type": kind, **values}, default=float) + "\n")
+        file.write(json.dumps({"type": type_, **values}, default=float) + "\n")
 
 
 def reporter(events: Path) -> Any:

@@ -12,8 +12,17 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes",
-             "unsloth")
+_PACKAGES = (
+    "llamafactory",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "unsloth",
+)
 _ARGUMENTS = ("ModelArguments", "DataArguments", "TrainingArguments", "FinetuningArguments", "GeneratingArguments")
 
 

@@ -18,7 +18,7 @@ _PLAIN = {
     "loraplus_lr_ratio": "loraplus_lr_ratio",
 }
 _FREEZE = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
-_HANDLED = {*_PLAIN, *_FREEZE, "alpha", "target_modules", "modules_to_save", "init_lora_weights", "bias", "type"}
+_HANDLED = {*_PLAIN, "dora_simple", *_FREEZE, "alpha", "target_modules", "modules_to_save", "init_lora_weights", "bias", "type"}
 Arguments = dict[str, Any]
 
 
@@ -83,26 +83,19 @@ def _lora(options: Mapping[str, Any], where: str, problems: list[Problem]) -> Ar
     targets = options.get("target_modules", "auto")
     if isinstance(targets, str):
         if targets not in ("auto", "all", "all-linear"):
-            problems.append(_refused("target_modules", targets, where, "name the modules: LLaMA-Factory has no patterns"))
+            problems.append(
+                _refused("target_modules", targets, where, "name the modules: LLaMA-Factory has no patterns")
+            )
         targets = "all"
     found["lora_target"] = _joined(targets)
     if options.get("modules_to_save"):
         found["additional_target"] = _joined(options["modules_to_save"])
     if options.get("bias", "none") != "none":
         problems.append(_refused("bias", options["bias"], where))
-    return found | _initial(options.get("init_lora_weights", True), where, problems)
+    if options.get("init_lora_weights", True) is not True:
+        problems.append(_refused("init_lora_weights", options["init_lora_weights"], where))
+    return found
 
-
-def _initial(given: Any, where: str, problems: list[Problem]) -> Arguments:
-    text = str(given)
-    if given is True:
-        return {}
-    if text == "pissa":
-        return {"pissa_init": True, "pissa_iter": -1}
-    if text.startswith("pissa_niter_"):
-        return {"pissa_init": True, "pissa_iter": int(text.removeprefix("pissa_niter_"))}
-    problems.append(_refused("init_lora_weights", given, where))
-    return {}
 
 
 def _quantized(given: Mapping[str, Any], where: str, problems: list[Problem]) -> Arguments:

@@ -79,7 +79,9 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     tokens = "use arguments add_special_tokens and template"
     yield _Rule("base_model.add_chatml_tokens", base.add_chatml_tokens, "LLaMA-Factory adds no such tokens", tokens)
     chatml = "set template: chatml"
-    yield _Rule("base_model.add_chatml_prompt_template", base.add_chatml_prompt_template, "it has templates by name", chatml)
+    yield _Rule(
+        "base_model.add_chatml_prompt_template", base.add_chatml_prompt_template, "it has templates by name", chatml
+    )
     dtype = "LLaMA-Factory chooses it by training.bf16, fp16 and the device"
     yield _Rule("base_model.torch_dtype", base.torch_dtype != "auto", dtype, "leave it out")
     cut = "LLaMA-Factory cuts long rows in its own way"
@@ -87,7 +89,9 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     mask = "LLaMA-Factory finds the answers by its template"
     yield _Rule("dataset.prefix_ids", data.prefix_ids is not None, mask)
     yield _Rule("dataset.suffix_ids", data.suffix_ids is not None, mask)
-    yield _Rule("training.curriculum", training.curriculum is not None, "LLaMA-Factory shuffles rows, or takes them in order")
+    yield _Rule(
+        "training.curriculum", training.curriculum is not None, "LLaMA-Factory shuffles rows, or takes them in order"
+    )
     yield _Rule("training.packing_length", training.packing_length is not None, "packs are as long as max_seq_length")
     threshold = "any improvement counts for LLaMA-Factory"
     yield _Rule("training.early_stopping_threshold", bool(training.early_stopping_threshold), threshold)
@@ -109,13 +113,17 @@ def _settings(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
             else:
                 yield Decision(rule.path, "off", rule.reason)
     if config.training.packing or config.neat_packing:
-        reason = "rows of a pack are kept apart by the attention mask; which rows share a pack is LLaMA-Factory's choice"
+        reason = (
+            "rows of a pack are kept apart by the attention mask; which rows share a pack is LLaMA-Factory's choice"
+        )
         yield Decision("packing", "neat_packing", reason)
     if config.packing and not config.neat_packing:
         yield Decision("packing", "rows see one another", "LLaMA-Factory's packing; neat_packing keeps them apart")
     reason = "what is learned of a row is decided by LLaMA-Factory: `llamafarm inspect` shows our own masks"
     yield Decision("dataset.mask_audit", "not run", reason)
-    yield Decision("dataset.over_long", "truncate", "rows above max_seq_length are cut by LLaMA-Factory, in its own way")
+    yield Decision(
+        "dataset.over_long", "truncate", "rows above max_seq_length are cut by LLaMA-Factory, in its own way"
+    )
     if not config.template:
         yield Decision("template", "the tokenizer's", "parsed from its chat template by LLaMA-Factory")
 
@@ -133,7 +141,9 @@ def _arguments(config: LlamaFactoryConfig, plan: RunPlan, state: Installed | Non
             if value is not _SWITCHES[name]:
                 yield Problem("LF-STRATEGY-086", f"{name}: {value}: a run trains", where, "leave it out")
         elif known and name not in known:
-            message = f"LLaMA-Factory {state.versions.get('llamafactory', '') if state else ''} has no argument {name!r}"
+            message = (
+                f"LLaMA-Factory {state.versions.get('llamafactory', '') if state else ''} has no argument {name!r}"
+            )
             yield Problem("LF-STRATEGY-087", message, where, nearest(name, known))
     templates = facts.get("templates", ())
     if config.template and templates and config.template not in templates:

@@ -6,15 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llamafarm.api import Backend, Comparison, Installed
+from llamafarm.api import Backend, Comparison, Installed, TrainStrategy
 
 _HERE = Path(__file__).parent
 
 
-def _parity(state: Installed, folder: Path) -> Sequence[Comparison]:
+def _parity(state: Installed, folder: Path, train: TrainStrategy) -> Sequence[Comparison]:
     from llamafarm_tuners.llamafactory._parity import compare
 
-    return compare(state, folder)
+    return compare(state, folder, train)
 
 
 BACKEND = Backend(
@@ -50,7 +50,12 @@ def child_environment(python: Path, given: Mapping[str, str], *, hub: bool, one_
     kept = {name: value for name, value in given.items() if name in _KEPT or name.startswith(_KEPT_FAMILIES)}
     kept |= {name: value for name, value in given.items() if name in _HUB}
     kept["PATH"] = os.pathsep.join([str(python.parent), given.get("PATH", os.defpath)])
-    kept |= {"PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
+    kept |= {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONNOUSERSITE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "WANDB_MODE": "disabled",
+    }
     if hub:
         kept |= {name: given[name] for name in ("HF_TOKEN", "HF_TOKEN_PATH") if name in given}
     else:

@@ -34,7 +34,9 @@ def training_arguments(training: TrainingConfig, *, held_out: bool, device: str)
     }
     if training.global_batch_size:
         found["gradient_accumulation_steps"] = max(1, training.global_batch_size // training.batch_size)
-    found |= {"warmup_steps": training.warmup_steps} if training.warmup_steps else {"warmup_ratio": training.warmup_ratio}
+    found |= (
+        {"warmup_steps": training.warmup_steps} if training.warmup_steps else {"warmup_ratio": training.warmup_ratio}
+    )
     if training.group_by_length:
         found["train_sampling_strategy"] = "group_by_length"
     if training.data_seed is not None:
@@ -76,4 +78,6 @@ def _interval(what: str, strategy: str, steps: int) -> dict[str, Any]:
         strategy = "epoch"
     if strategy == "no" or (strategy == "steps" and steps >= NEVER):
         return {f"{what}_strategy": "no"}
-    return {f"{what}_strategy": "epoch"} if strategy == "epoch" else {f"{what}_strategy": "steps", f"{what}_steps": steps}
+    return (
+        {f"{what}_strategy": "epoch"} if strategy == "epoch" else {f"{what}_strategy": "steps", f"{what}_steps": steps}
+    )

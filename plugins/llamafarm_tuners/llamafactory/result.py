@@ -44,7 +44,9 @@ def finish(plan: RunPlan, base: str, adapter: Mapping[str, Any], course: Course)
     if plan.methods:
         write_methods(folder, plan.methods, None)
     metrics = _metrics(folder, course)
-    write_atomically(folder / "train_results.json", _text({k: v for k, v in metrics.items() if not k.startswith("eval_")}))
+    write_atomically(
+        folder / "train_results.json", _text({k: v for k, v in metrics.items() if not k.startswith("eval_")})
+    )
     facts = {
         "method": adapter["finetuning_type"],
         "trained with": "LLaMA-Factory",

@@ -80,7 +80,7 @@ def write_rows(folder: Path, train: Sequence[Example], held_out: Sequence[Exampl
         for name, examples in ((TRAIN, train), (EVAL, held_out)):
             if examples:
                 with (folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(f"{json.dumps(row(one, stage), ensure_ascii=False)}\n" for one in examples)
+                    file.writelines(f"{json.dumps(row(one, stage))}\n" for one in examples)
                 info[name] = entry(f"{name}.jsonl", stage)
         (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -120,7 +120,9 @@ def _turn(message: Message) -> dict[str, str]:
 def _unfit(example: Example, stage: str) -> tuple[str, str] | None:
     """Why LLaMA-Factory cannot carry a row, and what to do instead."""
     if stage == "pt":
-        return None if example.text is not None else ("stage pt learns raw text, and this row is none", "use stage: sft")
+        return (
+            None if example.text is not None else ("stage pt learns raw text, and this row is none", "use stage: sft")
+        )
     if example.text is not None:
         return (f"raw text, which LLaMA-Factory's stage {stage} cannot learn", "use stage: pt")
     judged = bool(example.chosen)
