@@ -68,11 +68,24 @@ def _size(parameter: Any) -> int:
     return int(state.shape.numel()) if state is not None else int(parameter.numel())
 
 
+def take_tokens(folder: Path, target: Path) -> None:
+    """Bring rows that are tokenized already into the form that LLaMA-Factory loads."""
+    datasets = import_module("datasets")
+    sides = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            sides[path.stem] = datasets.Dataset.from_list([json.loads(line) for line in file])
+    datasets.DatasetDict(sides).save_to_disk(str(target))
+
+
 def main() -> None:
     """Train with the arguments of a file."""
     arguments = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     events = Path(sys.argv[2])
     threading.Thread(target=listen, daemon=True).start()
+    tokens = Path(sys.argv[1]).with_name("tokens")
+    if tokens.is_dir():
+        take_tokens(tokens, Path(arguments["tokenized_path"]))
     run_exp = import_module("llamafactory.train.tuner").run_exp
     try:
         run_exp(args=arguments, callbacks=[reporter(events)])

@@ -66,26 +66,38 @@ def compared_losses(method: str, ours: Sequence[float], theirs: Sequence[float],
 
 def _tokens(state: Installed, folder: Path, examples: Sequence[Example]) -> list[Comparison]:
     ours = tokenize(
-        examples, load_tokenizer(BaseModelConfig(huggingface_id=MODEL)), stage="sft", max_seq_length=512, train_on_inputs=False
+        examples,
+        load_tokenizer(BaseModelConfig(huggingface_id=MODEL)),
+        stage="sft",
+        max_seq_length=512,
+        train_on_inputs=False,
     ).rows
     theirs = _their_rows(state, folder, examples)
-    ids = [(one.input_ids, other["input_ids"]) for one, other in zip(ours, theirs, strict=False)]
-    labels = [(one.labels, other["labels"]) for one, other in zip(ours, theirs, strict=False)]
-    found = []
-    for subject, pairs in (("token ids", ids), ("what is learned", labels)):
-        # a template may put a line end after the last answer's end token: we leave it out, because it teaches nothing
-        equal = sum(
-            one == other[: len(one)] and all(label == -100 for label in other[len(one) :]) for one, other in pairs
-        )
-        if subject == "token ids":
-            equal = sum(one == other[: len(one)] for one, other in pairs)
-        same = equal == len(examples) == len(theirs)
-        tail = sum(len(other) - len(one) for one, other in pairs)
-        note = f"{tail} tokens of theirs stand behind the last answer's end" if tail else ""
-        found.append(
-            Comparison(f"{subject} of {len(examples)} rows", f"{len(ours)} rows", f"{equal} the same", same, note)
-        )
-    return found
+    pairs = [(one, other) for one, other in zip(ours, theirs, strict=False) if len(ours) == len(theirs)]
+    same_ids = sum(one.input_ids == other["input_ids"][: len(one.input_ids)] for one, other in pairs)
+    learned = [_beyond(one.labels, other["labels"]) for one, other in pairs]
+    read = "by LLaMA-Factory's reading of the template"
+    note = "a line end after the last answer, which we leave out" if any(learned) else ""
+    more = f"learns {sum(filter(None, learned))} tokens after the ends of answers besides" if any(learned) else ""
+    count = f"{len(ours)} rows"
+    return [
+        Comparison(f"token ids, {read}", count, f"{same_ids} the same", same_ids == len(examples), note),
+        Comparison(
+            f"labels, {read}", count, f"{sum(one is not None for one in learned)} alike", None not in learned, more
+        ),
+    ]
+
+
+def _beyond(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """How many labels theirs has besides ours, each straight after the end of an answer; None: they differ otherwise."""
+    padded = [*ours, *[-100] * (len(theirs) - len(ours))]
+    besides = 0
+    for at, (one, other) in enumerate(zip(padded, theirs, strict=True)):
+        if one != other:
+            if one != -100 or padded[at - 1] == -100:
+                return None
+            besides += 1
+    return besides
 
 
 def _their_rows(state: Installed, folder: Path, examples: Sequence[Example]) -> list[dict[str, Any]]:

@@ -18,7 +18,17 @@ _PLAIN = {
     "loraplus_lr_ratio": "loraplus_lr_ratio",
 }
 _FREEZE = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
-_HANDLED = {*_PLAIN, "dora_simple", *_FREEZE, "alpha", "target_modules", "modules_to_save", "init_lora_weights", "bias", "type"}
+_HANDLED = {
+    *_PLAIN,
+    "dora_simple",
+    *_FREEZE,
+    "alpha",
+    "target_modules",
+    "modules_to_save",
+    "init_lora_weights",
+    "bias",
+    "type",
+}
 Arguments = dict[str, Any]
 
 
@@ -95,7 +105,6 @@ def _lora(options: Mapping[str, Any], where: str, problems: list[Problem]) -> Ar
     if options.get("init_lora_weights", True) is not True:
         problems.append(_refused("init_lora_weights", options["init_lora_weights"], where))
     return found
-
 
 
 def _quantized(given: Mapping[str, Any], where: str, problems: list[Problem]) -> Arguments:

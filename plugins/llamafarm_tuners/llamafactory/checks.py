@@ -14,7 +14,7 @@ from llamafarm_tuners.llamafactory.adapter import adapter_arguments, given_keys
 from llamafarm_tuners.llamafactory.config import LlamaFactoryConfig
 from llamafarm_tuners.llamafactory.environment import BACKEND
 from llamafarm_tuners.llamafactory.hyperparameters import training_arguments
-from llamafarm_tuners.llamafactory.translate import _SWITCHES, OURS, stage_of
+from llamafarm_tuners.llamafactory.translate import _SWITCHES, OURS, stage_of, tokenizes_itself
 
 Findings = Iterator[Problem | Decision]
 PYTORCH = "use type: pytorch, which can"
@@ -84,11 +84,12 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     )
     dtype = "LLaMA-Factory chooses it by training.bf16, fp16 and the device"
     yield _Rule("base_model.torch_dtype", base.torch_dtype != "auto", dtype, "leave it out")
-    cut = "LLaMA-Factory cuts long rows in its own way"
-    yield _Rule("dataset.over_long", data.over_long != "truncate", cut)
-    mask = "LLaMA-Factory finds the answers by its template"
-    yield _Rule("dataset.prefix_ids", data.prefix_ids is not None, mask)
-    yield _Rule("dataset.suffix_ids", data.suffix_ids is not None, mask)
+    if reason := tokenizes_itself(config):
+        mask = f"with {reason} LLaMA-Factory reads the rows itself"
+        ours = "use type: pytorch; or leave that out, and LLaMA-Factory is given our tokens"
+        yield _Rule("dataset.over_long", data.over_long != "truncate", mask, ours)
+        yield _Rule("dataset.prefix_ids", data.prefix_ids is not None, mask, ours)
+        yield _Rule("dataset.suffix_ids", data.suffix_ids is not None, mask, ours)
     yield _Rule(
         "training.curriculum", training.curriculum is not None, "LLaMA-Factory shuffles rows, or takes them in order"
     )
@@ -119,13 +120,12 @@ def _settings(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
         yield Decision("packing", "neat_packing", reason)
     if config.packing and not config.neat_packing:
         yield Decision("packing", "rows see one another", "LLaMA-Factory's packing; neat_packing keeps them apart")
-    reason = "what is learned of a row is decided by LLaMA-Factory: `llamafarm inspect` shows our own masks"
-    yield Decision("dataset.mask_audit", "not run", reason)
-    yield Decision(
-        "dataset.over_long", "truncate", "rows above max_seq_length are cut by LLaMA-Factory, in its own way"
-    )
-    if not config.template:
-        yield Decision("template", "the tokenizer's", "parsed from its chat template by LLaMA-Factory")
+    if reason := tokenizes_itself(config):
+        why = f"with {reason} LLaMA-Factory reads the rows by its own template, and cuts those above max_seq_length"
+        yield Decision("rows", "read by LLaMA-Factory", why)
+        yield Decision("dataset.mask_audit", "not run", "its labels are seen by LLaMA-Factory alone")
+    else:
+        yield Decision("rows", "our tokens and labels", "what `llamafarm inspect` shows is what LLaMA-Factory learns")
 
 
 def _arguments(config: LlamaFactoryConfig, plan: RunPlan, state: Installed | None) -> Findings:

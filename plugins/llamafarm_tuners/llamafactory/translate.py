@@ -51,7 +51,14 @@ _SWITCHES = {"do_train": True}
 
 
 def translate(
-    config: LlamaFactoryConfig, plan: RunPlan, *, form: Form, held_out: bool, data: Path, output: Path
+    config: LlamaFactoryConfig,
+    plan: RunPlan,
+    *,
+    form: Form,
+    held_out: bool,
+    data: Path,
+    output: Path,
+    tokens: Path | None = None,
 ) -> dict[str, Any]:
     """The arguments of a run.
 
@@ -62,6 +69,7 @@ def translate(
         held_out: Whether there are rows to evaluate on.
         data: Folder of the converted rows and `dataset_info.json`.
         output: Folder that LLaMA-Factory writes into.
+        tokens: Folder of rows that are tokenized already; then it reads none of `data`.
     """
     base, training = config.base_model, config.training
     assert base.huggingface_id is not None, "the host refuses a strategy without a base model"
@@ -87,6 +95,8 @@ def translate(
         found["model_revision"] = base.revision
     if base.cache_dir:
         found["cache_dir"] = str(Path(base.cache_dir).expanduser().absolute())
+    if tokens is not None:
+        found["tokenized_path"] = str(tokens.absolute())
     if form.mask_history:
         found["mask_history"] = True
     for name in ("template", "upcast_layernorm", "use_unsloth"):
@@ -98,6 +108,23 @@ def translate(
         found["resume_from_checkpoint"] = str(Path(config.resume_from_checkpoint).expanduser().absolute())
     dropped = {*_SWITCHES, *(("val_size",) if held_out else ())}
     return found | {name: value for name, value in config.arguments.items() if name not in dropped}
+
+
+def tokenizes_itself(config: LlamaFactoryConfig) -> str:
+    """Why LLaMA-Factory reads the rows by its own template; empty: it is given our tokens and labels."""
+    if stage_of(config) not in ("sft", "pt"):
+        return f"stage {stage_of(config)}"
+    if config.template:
+        return f"template: {config.template}"
+    if config.packing or config.neat_packing or config.training.packing:
+        return "packing"
+    return ", ".join(name for name in sorted(config.arguments) if name in _OF_ITS_TEMPLATE)
+
+
+_OF_ITS_TEMPLATE = frozenset(
+    {"default_system", "enable_thinking", "preserve_thinking", "mask_history", "tool_format", "val_size", "packing"}
+    | {"split_special_tokens", "add_tokens", "add_special_tokens", "use_fast_tokenizer", "resize_vocab", "neat_packing"}
+)
 
 
 def stage_of(config: LlamaFactoryConfig) -> str:

@@ -19,8 +19,8 @@ from llamafarm_tuners.llamafactory.environment import BACKEND, child_environment
 from llamafarm_tuners.llamafactory.failures import failure
 from llamafarm_tuners.llamafactory.process import run_process
 from llamafarm_tuners.llamafactory.result import adopt, checkpoints, finish
-from llamafarm_tuners.llamafactory.rows import form_of, write_rows
-from llamafarm_tuners.llamafactory.translate import stage_of, translate
+from llamafarm_tuners.llamafactory.rows import Form, form_of, write_rows
+from llamafarm_tuners.llamafactory.translate import stage_of, tokenizes_itself, translate
 
 
 class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
@@ -76,13 +76,27 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
 
     def _prepare(self, plan: RunPlan, data: PreparedData, run: RunContext, place: Path) -> dict[str, Any]:
         """Write rows and arguments."""
-        stage = stage_of(self.config)
-        form = form_of([*data.train, *data.eval], stage)
-        write_rows(place / "data", data.train, data.eval, stage)
-        if data.eval and "val_size" in self.config.arguments:
+        form, held_out, tokens = Form(), bool(data.eval), None
+        (place / "data").mkdir(parents=True)
+        if tokenizes_itself(self.config):
+            stage = stage_of(self.config)
+            form = form_of([*data.train, *data.eval], stage)
+            write_rows(place / "data", data.train, data.eval, stage)
+        else:
+            from llamafarm_tuners.llamafactory._tokenized import write_tokens
+
+            held_out = write_tokens(self.config, data, run, place / "tokens")
+            tokens = place / "tokenized"
+        if held_out and "val_size" in self.config.arguments:
             run.emit("notice", message="val_size is not used: rows are held out already")
         arguments = translate(
-            self.config, plan, form=form, held_out=bool(data.eval), data=place / "data", output=place / "output"
+            self.config,
+            plan,
+            form=form,
+            held_out=held_out,
+            data=place / "data",
+            output=place / "output",
+            tokens=tokens,
         )
         text = json.dumps(arguments, indent=2, ensure_ascii=False)
         (place / "train.yaml").write_text(f"{text}\n", encoding="utf-8")  # JSON is YAML

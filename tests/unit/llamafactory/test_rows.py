@@ -27,7 +27,9 @@ def written(folder, examples, stage):
 
 
 def test_conversations(tmp_path):
-    info, rows = written(tmp_path, [example(SYSTEM, USER, YES), example(USER, Message("assistant", "ż\n\u2028"))], "sft")
+    info, rows = written(
+        tmp_path, [example(SYSTEM, USER, YES), example(USER, Message("assistant", "ż\n\u2028"))], "sft"
+    )
     assert info["formatting"] == "sharegpt"
     assert info["tags"]["user_tag"] == "user"
     roles = [[turn["role"] for turn in row["messages"]] for row in rows]
