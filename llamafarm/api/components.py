@@ -113,7 +113,7 @@ class FineTuner(Component[TunerConfigT]):
     backend: ClassVar[Backend | None] = None
 
     @classmethod
-    def default_method(cls, given: Mapping[str, Any]) -> str | None:
+    def default_method(cls, given: Mapping[str, Any]) -> str | None:  # noqa: ARG003  # for overriders
         """The method that stands for an absent one.
 
         Args:

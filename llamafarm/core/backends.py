@@ -21,7 +21,7 @@ from llamafarm.core.plan import make_plan
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
 from llamafarm.core.run import train
-from llamafarm.errors import DiskError, PluginError, nearest, one_of
+from llamafarm.errors import PluginError, nearest, one_of
 from llamafarm.files import write_atomically
 
 _SHOWN = 6
@@ -59,8 +59,7 @@ def set_up(backend: Backend, python: Path | None, say: Callable[[str], None]) ->
         say: Takes a line about each step.
 
     Raises:
-        PluginError: If it cannot be installed, or does not work.
-        DiskError: If there is no room.
+        PluginError: If there is no room, it cannot be installed, or does not work.
     """
     folder = backend_folder(backend.name)
     if python is not None and not python.expanduser().is_file():
@@ -169,7 +168,7 @@ def _made(backend: Backend, folder: Path, say: Callable[[str], None]) -> Path:
     """A virtual environment with the backend's packages, and torch in our own version."""
     if backend.disk_bytes and (free := shutil.disk_usage(folder).free) < backend.disk_bytes:
         message = f"{backend.name} takes about {backend.disk_bytes >> 30} GiB, and {free >> 30} are free"
-        raise DiskError.of("LF-PLUGIN-074", message, where=str(folder), hint="free space, or set LLAMAFARM_HOME")
+        raise PluginError.of("LF-PLUGIN-074", message, where=str(folder), hint="free space, or set LLAMAFARM_HOME")
     venv, log = folder / "venv", folder / "setup.log"
     log.unlink(missing_ok=True)
     shutil.rmtree(venv, ignore_errors=True)

@@ -73,7 +73,7 @@ def _tokens(state: Installed, folder: Path, examples: Sequence[Example]) -> list
         train_on_inputs=False,
     ).rows
     theirs = _their_rows(state, folder, examples)
-    pairs = [(one, other) for one, other in zip(ours, theirs, strict=False) if len(ours) == len(theirs)]
+    pairs = list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else []
     same_ids = sum(one.input_ids == other["input_ids"][: len(one.input_ids)] for one, other in pairs)
     learned = [_beyond(one.labels, other["labels"]) for one, other in pairs]
     read = "by LLaMA-Factory's reading of the template"

@@ -22,8 +22,8 @@ from llamafarm.errors import (
 _KINDS: tuple[tuple[type[LlamaFarmError], tuple[str, ...]], ...] = (
     (DiskError, ("No space left on device", "Disk quota exceeded")),
     (NetworkError, ("offline mode", "Max retries exceeded", "ConnectionError", "couldn't connect")),
-    (ModelError, ("Failed to load tokenizer", "Failed to load processor", "does not appear to have a file", "state_dict",
-                  "Target modules", "does not recognize this architecture")),
+    (ModelError, ("Failed to load", "does not appear to have a file", "state_dict", "arget modules",
+                  "does not recognize this architecture")),
     (DataError, ("dataset", "Cannot find valid samples")),
     (StrategyError, ("HfArgumentParser", "Template", "hparams", "is not a valid")),
 )  # fmt: skip

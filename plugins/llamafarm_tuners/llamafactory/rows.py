@@ -125,6 +125,15 @@ def _unfit(example: Example, stage: str) -> tuple[str, str] | None:
         )
     if example.text is not None:
         return (f"raw text, which LLaMA-Factory's stage {stage} cannot learn", "use stage: pt")
+    if reason := _unjudged(example, stage):
+        return reason
+    if example.tools or any(turn.tool_calls or turn.role == "tool" for turn in (*example.messages, *example.chosen)):
+        return ("tools, which LLaMA-Factory writes in its own form, not in the model's template", "use type: pytorch")
+    return _out_of_turn(example, judged=bool(example.chosen))
+
+
+def _unjudged(example: Example, stage: str) -> tuple[str, str] | None:
+    """Why a row's answers do not suit the stage."""
     judged = bool(example.chosen)
     if judged is not (stage in JUDGED or stage == "kto"):
         form = "a preference" if judged else "a conversation"
@@ -133,9 +142,7 @@ def _unfit(example: Example, stage: str) -> tuple[str, str] | None:
         return (f"stage {stage} compares two single answers", "leave the row out")
     if stage == "kto" and (len(example.chosen) != 1 or example.label is None):
         return ("stage kto learns from one answer and its label", "use stage: dpo for pairs")
-    if example.tools or any(turn.tool_calls or turn.role == "tool" for turn in (*example.messages, *example.chosen)):
-        return ("tools, which LLaMA-Factory writes in its own form, not in the model's template", "use type: pytorch")
-    return _out_of_turn(example, judged=judged)
+    return None
 
 
 def _out_of_turn(example: Example, *, judged: bool) -> tuple[str, str] | None:

@@ -83,7 +83,7 @@ def translate(
         **adapter,
         "dataset_dir": str(data.absolute()),
         "dataset": TRAIN,
-        **_held_out(config, held_out=held_out),
+        **({"eval_dataset": EVAL} if held_out else {}),
         **training_arguments(training, held_out=held_out, device=plan.device.type),
         **_packing(config),
         "train_on_prompt": config.dataset.train_on_inputs,
@@ -130,10 +130,6 @@ _OF_ITS_TEMPLATE = frozenset(
 def stage_of(config: LlamaFactoryConfig) -> str:
     """The stage: LLaMA-Factory's key, else the training's."""
     return config.stage or config.training.stage
-
-
-def _held_out(config: LlamaFactoryConfig, *, held_out: bool) -> dict[str, Any]:
-    return {"eval_dataset": EVAL} if held_out else {}
 
 
 def _packing(config: LlamaFactoryConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from llamafarm_tuners.llamafactory.translate import OURS, translate
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
-    "lora": ({"training": {"max_steps": 7}}, {"type": "lora", "r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}),
+    "lora": ({"training": {"max_steps": 7}}, {"type": "lora", "r": 4, "alpha": 8, "target_modules": ["q_proj"]}),
     "qlora": ({"training": {"bf16": True}}, {"type": "qlora", "r": 8}),
     "dora": ({}, {"type": "dora", "r": 8}),
     "full": ({"training": {"packing": True, "save_steps": -1}}, {"type": "full"}),
