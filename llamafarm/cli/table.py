@@ -55,6 +55,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
             "list": Leaf("llamafarm.cli.strategies:list_", "List what can be trained by name."),
             "show": Leaf("llamafarm.cli.strategies:show", "Print a strategy's file."),
             "copy": Leaf("llamafarm.cli.strategies:copy", "Copy a strategy's file, to make it yours."),
+            "import": Leaf("llamafarm.cli.import_strategy:import_", "Turn a file of LLaMA-Factory into a strategy."),
         },
         default="list",
     ),

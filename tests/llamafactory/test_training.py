@@ -132,7 +132,7 @@ def test_a_template_that_it_has_not(run_strategy):
 
 
 def test_its_own_error_is_one_line(run_strategy):
-    with pytest.raises(Exception, match=r"LLaMA-Factory failed: .*nothing_like_that.*LF-PLUGIN-075") as caught:
+    with pytest.raises(Exception, match=r"LLaMA-Factory failed: .*nothing_like_that.*LF-STRATEGY-091") as caught:
         run_strategy(block(finetuning_type="lora", lora_target="nothing_like_that"))
     assert "\n" not in str(caught.value)
 

@@ -8,25 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm.api import RunPlan
-from llamafarm.errors import (
-    DataError,
-    DiskError,
-    HardwareError,
-    LlamaFarmError,
-    ModelError,
-    NetworkError,
-    PluginError,
-    StrategyError,
-)
+from llamafarm.errors import LlamaFarmError, Problem, error_for
 
-_KINDS: tuple[tuple[type[LlamaFarmError], tuple[str, ...]], ...] = (
-    (DiskError, ("No space left on device", "Disk quota exceeded")),
-    (NetworkError, ("offline mode", "Max retries exceeded", "ConnectionError", "couldn't connect")),
-    (ModelError, ("Failed to load", "does not appear to have a file", "state_dict", "arget modules",
-                  "does not recognize this architecture")),
-    (DataError, ("dataset", "Cannot find valid samples")),
-    (StrategyError, ("HfArgumentParser", "Template", "hparams", "is not a valid")),
-)  # fmt: skip
+_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("LF-DISK-010", ("No space left on device", "Disk quota exceeded")),
+    ("LF-NET-001", ("offline mode", "Max retries exceeded", "ConnectionError", "couldn't connect")),
+    ("LF-STRATEGY-091", ("HfArgumentParser", "arget modules", "Template", "is not a valid", "Undefined dataset")),
+)
+_OTHER = "LF-PLUGIN-075"
 _MEMORY = ("out of memory", "can't allocate memory", "OutOfMemory")
 _LINES = 3
 
@@ -49,19 +38,20 @@ def failure(
     if error is None and code < 0:
         name = signal.Signals(-code).name
         reason = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        return PluginError.of("LF-PLUGIN-077", f"LLaMA-Factory was ended by {name}{reason}{saved}", where=where)
+        return error_for([Problem("LF-PLUGIN-077", f"LLaMA-Factory was ended by {name}{reason}{saved}", where)])
     text = f"{error['kind']}: {error['message']}" if error else ""
     if any(word in text for word in _MEMORY):
-        return HardwareError.of(
-            "LF-HARDWARE-010",
-            f"out of memory on {plan.device.name}, in LLaMA-Factory{saved}",
-            hint="set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
-            "then gradient_checkpointing: true, a smaller max_seq_length, quantization_bit: 4",
+        hint = (
+            "set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
+            "then gradient_checkpointing: true, a smaller max_seq_length, quantization_bit: 4"
+        )
+        return error_for(
+            [Problem("LF-HARDWARE-010", f"out of memory on {plan.device.name}, in LLaMA-Factory{saved}", where, hint)]
         )
     cause = (error["message"] if error else "") or last_lines(log, _LINES)
-    kind = next((kind for kind, words in _KINDS if any(word in text for word in words)), PluginError)
+    id_ = next((id_ for id_, words in _KINDS if any(word in text for word in words)), _OTHER)
     message = " ".join(str(cause).split())[:600]
-    return kind.of("LF-PLUGIN-075", f"LLaMA-Factory failed: {message}{saved}", where=where)
+    return error_for([Problem(id_, f"LLaMA-Factory failed: {message}{saved}", where)])
 
 
 def last_lines(log: Path, count: int) -> str:

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from llamafarm.errors import (
-    DataError,
     DiskError,
     HardwareError,
     LlamaFarmError,
-    ModelError,
     NetworkError,
     NumericError,
     PluginError,
@@ -75,12 +73,12 @@ def test_what_it_tells_becomes_events(tmp_path):
     ("message", "kind", "id_"),
     [
         ("CUDA out of memory. Tried to allocate", HardwareError, "LF-HARDWARE-010"),
-        ("Failed to load tokenizer.", ModelError, "LF-PLUGIN-075"),
-        ("Target modules {'x'} not found in the base model.", ModelError, "LF-PLUGIN-075"),
-        ("Cannot find valid samples, check data/README.md", DataError, "LF-PLUGIN-075"),
-        ("Some keys are not used by the HfArgumentParser: ['x']", StrategyError, "LF-PLUGIN-075"),
-        ("No space left on device", DiskError, "LF-PLUGIN-075"),
-        ("Max retries exceeded", NetworkError, "LF-PLUGIN-075"),
+        ("Failed to load tokenizer.", PluginError, "LF-PLUGIN-075"),
+        ("Target modules {'x'} not found in the base model.", StrategyError, "LF-STRATEGY-091"),
+        ("Cannot find valid samples, check data/README.md", PluginError, "LF-PLUGIN-075"),
+        ("Some keys are not used by the HfArgumentParser: ['x']", StrategyError, "LF-STRATEGY-091"),
+        ("No space left on device", DiskError, "LF-DISK-010"),
+        ("Max retries exceeded", NetworkError, "LF-NET-001"),
         ("something\nelse", PluginError, "LF-PLUGIN-075"),
     ],
 )
