@@ -161,6 +161,19 @@ class QualityError(LlamaFarmError):
     exit_code = ExitCode.QUALITY
 
 
+class Stopped(KeyboardInterrupt):
+    """A run ended because somebody asked for it.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C; 75, that is: run it again, after SIGTERM and SIGHUP.
+        message: What stopped it, what is kept, and how it goes on.
+    """
+
+    def __init__(self, exit_code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.exit_code, self.message = exit_code, message
+
+
 _CLASSES: dict[str, type[LlamaFarmError]] = {
     "USAGE": UsageError,
     "DATAGEN": UsageError,

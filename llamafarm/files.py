@@ -40,3 +40,21 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is there whole or not at all, by way of a temporary name in the same folder."""
     with replacing(path) as (stream,):
         stream.write(text.encode())
+
+
+def sync_file(path: Path) -> None:
+    """Have what was written to a file on the disk itself, so that it survives a loss of power."""
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk itself; systems that cannot open folders are left to themselves."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

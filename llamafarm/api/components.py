@@ -22,12 +22,13 @@ from llamafarm.api.values import (
     DeviceSpec,
     PreparedData,
     Probe,
+    ResumePoint,
     Row,
     RunContext,
     Suggestion,
     TrainingResult,
 )
-from llamafarm.errors import Problem
+from llamafarm.errors import Problem, StrategyError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +91,7 @@ class RunPlan:
         output_dir: Where it writes.
         decisions: What was decided rather than given, with reasons.
         given: Dotted paths below the fine-tuner's config that somebody wrote down (file, flag), → where.
+        resume: Where an interrupted run in `output_dir` goes on; None: a new run.
     """
 
     name: str
@@ -98,6 +100,7 @@ class RunPlan:
     output_dir: Path
     decisions: tuple[Decision, ...]
     given: Mapping[str, str]
+    resume: ResumePoint | None = None
 
 
 class FineTuner(Component[TunerConfigT]):
@@ -106,9 +109,11 @@ class FineTuner(Component[TunerConfigT]):
     Attributes:
         adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
         backend: The program that it runs in an environment of its own, if it does.
+        resumes: Whether it goes on from `RunPlan.resume`.
     """
 
     family = "fine_tuner"
+    resumes: ClassVar[bool] = False
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
     backend: ClassVar[Backend | None] = None
 
@@ -132,6 +137,18 @@ class FineTuner(Component[TunerConfigT]):
         Raises:
             LlamaFarmError: For everything a user can mend.
         """
+
+    def selfcheck(self, plan: RunPlan, data: PreparedData, run: RunContext) -> Mapping[str, Any]:  # for overriders
+        """Prove on the run's own model and rows that training computes what it should; write nothing.
+
+        Returns:
+            Figures: at least `rows`, `tolerance`, and the relative differences `loss` and `gradients`.
+
+        Raises:
+            StrategyError: If this fine-tuner has no such check.
+            QualityError: If the differences are more than rounding.
+        """
+        raise StrategyError.of("LF-TRAIN-060", f"the fine-tuner {self.name!r} has no selfcheck")
 
 
 class Method(Component[ConfigT]):

@@ -379,6 +379,9 @@ class TrainingConfig(Config):
     fp16: bool = Field(False, description="fp16 autocast with loss scaling (CUDA only).")
     bf16: bool = Field(False, description="bf16 autocast.")
     tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
+    fused: bool = Field(
+        True, description="Decoder layers with a backward pass of our own, where architecture and method allow it."
+    )
     pure_bf16: bool = Field(
         False, description="All weights in bf16, the trained ones too: half the memory, small updates are rounded away."
     )
@@ -399,6 +402,11 @@ class TrainingConfig(Config):
     seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of weights, dropout and order.")
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Seed of the row order alone; default: seed."
+    )
+    resume_from_checkpoint: bool | str | None = Field(
+        None,
+        description="Go on with an interrupted run: its folder or one of its checkpoints; true: with the run in "
+        "output_dir, or begin it if there is none.",
     )
     push_to_hub: bool = Field(False, description="Upload the result to the hub.")
     hub_model_id: str | None = Field(None, description="Repository to upload to.")

@@ -223,6 +223,21 @@ class Event:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where an interrupted run goes on.
+
+    Attributes:
+        checkpoint: A particular checkpoint of the run directory; None: the newest that is whole.
+        allow_changes: Accept changes that make the result another than without interruption.
+        changes: Such changes that were accepted already, in words.
+    """
+
+    checkpoint: Path | None = None
+    allow_changes: bool = False
+    changes: tuple[str, ...] = ()
+
+
 class RunContext(Protocol):
     """What a fine-tuner may use of the run: where to write, and how to say what happens."""
 
@@ -237,7 +252,11 @@ class RunContext(Protocol):
 
     @property
     def stop_requested(self) -> bool:
-        """The user asked to stop (Ctrl-C): a fine-tuner raises `KeyboardInterrupt` when its step is done."""
+        """Somebody asked to stop: a fine-tuner ends its step, writes a checkpoint, and raises `KeyboardInterrupt`."""
+        ...
+
+    def take_checkpoint_request(self) -> bool:
+        """Whether somebody asked for a checkpoint since this was called last; training goes on after it."""
         ...
 
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the event's own word

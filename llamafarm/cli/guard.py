@@ -17,7 +17,7 @@ from llamafarm.cli.root import complete_shell, program
 from llamafarm.cli.session import Session
 from llamafarm.cli.table import PROGRAM
 from llamafarm.cli.usage import usage_error
-from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Problem
+from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Problem, Stopped
 
 # typer has carried a copy of click inside since 0.2x and used click itself before: its one public class leads to both.
 _PARSING_ERROR: Final[type[Any]] = typer.BadParameter.__mro__[2]
@@ -33,6 +33,9 @@ def run(argv: Sequence[str]) -> int:
     session = Session(tuple(argv))
     try:
         return _run(session)
+    except Stopped as stop:
+        session.say(stop.message)
+        return stop.exit_code
     except KeyboardInterrupt:
         session.say("interrupted")
         return ExitCode.INTERRUPTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,16 +57,18 @@ def say_plan(session: Session, planned: Planned) -> None:
         session.say(f"  {line}")
 
 
-def show_outcome(session: Session, outcome: Outcome, story: Story, *, quiet: bool, as_json: bool) -> None:
+def show_outcome(
+    session: Session, outcome: Outcome, story: Story, exports: Sequence[str] = (), *, quiet: bool, as_json: bool
+) -> None:
     """Write the end of a run to stdout: figures, where the result is, and what to do with it."""
     if as_json:
-        session.result_json(_outcome(outcome, story))
+        session.result_json({**_outcome(outcome, story), "exports": list(exports)})
         return
     if quiet:
         session.result(str(outcome.result.model_dir))
         return
     session.result(f"{typer.style('✓', fg='green')} {outcome.run_id}: done in {duration(_elapsed(story))}")
-    for line in plain_table(_summary(outcome, story)):
+    for line in plain_table([*_summary(outcome, story), *(["exported", folder] for folder in exports)]):
         session.result(f"  {line}")
 
 

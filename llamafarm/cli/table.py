@@ -32,13 +32,29 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
         "The same training, in the guide's other spelling.",
         {
             "start": Leaf("llamafarm.cli.train:train", "Same as `train`."),
+            "resume": Leaf("llamafarm.cli.train:resume", "Go on with a run that was interrupted."),
+            "export": Leaf("llamafarm.cli.export:export", "Same as `export`."),
             "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Same as `evaluate`."),
         },
+    ),
+    "verify-resume": Leaf(
+        "llamafarm.cli.verify_resume:verify_resume", "Prove on a strategy that a resumed run is exact."
+    ),
+    "runs": Branch(
+        "Runs on this machine.",
+        {
+            "list": Leaf("llamafarm.cli.runs:list_", "List runs, the last one first."),
+            "show": Leaf("llamafarm.cli.runs:show", "Show a run and whether its checkpoints are whole."),
+            "diff": Leaf("llamafarm.cli.runs:diff", "Show where two runs part."),
+        },
+        default="list",
     ),
     "generate": Leaf("llamafarm.cli.generate:generate", "Answer a prompt with a base model or a trained one."),
     "capture": Leaf("llamafarm.cli.capture:capture", "Write the matrices of a model's layers for one row."),
     "evaluate": Leaf("llamafarm.cli.evaluate:evaluate", "Measure a trained model beside its base."),
     "plot-loss": Leaf("llamafarm.cli.plot_loss:plot_loss", "Draw the losses of a run."),
+    "export": Leaf("llamafarm.cli.export:export", "Write a trained model for other programs, checked."),
+    "verify-serve": Leaf("llamafarm.cli.verify_serve:verify_serve", "Compare a server's tokens with training's."),
     "check-data": Leaf("llamafarm.cli.check_data:check_data", "Check a dataset, and write a cleaned copy of it."),
     "datasplit": Leaf("llamafarm.cli.datasplit:datasplit", "Split a dataset into training and held-out rows."),
     "datagen": Branch(
@@ -47,6 +63,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     ),
     "validate": Leaf("llamafarm.cli.validate:validate", "Check strategy files and show every error at once."),
     "explain": Leaf("llamafarm.cli.explain:explain", "Show every setting of a strategy and where it comes from."),
+    "selfcheck": Leaf("llamafarm.cli.selfcheck:selfcheck", "Prove that training computes what it should."),
     "inspect": Leaf("llamafarm.cli.inspect:inspect", "Show rows as the model will see them, and what is trained."),
     "find-split": Leaf("llamafarm.cli.find_split:find_split", "Find the token ids around answers, as flags to paste."),
     "strategies": Branch(

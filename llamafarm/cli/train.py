@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from llamafarm.cli.export import export_all
 from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, flags_from
 from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
@@ -16,7 +18,10 @@ from llamafarm.cli.session import session_of
 from llamafarm.errors import LlamaFarmError, UsageError
 
 if TYPE_CHECKING:
+    from llamafarm.core.load import Loaded
+    from llamafarm.core.plan import Planned
     from llamafarm.core.registry import Registry
+    from llamafarm.core.request import Flag, Request
 
 FLAGS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -62,7 +67,18 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", "--overwrite-output-dir", help="Replace an earlier run there.")
     ] = False,
+    export_to: Annotated[
+        list[str] | None, typer.Option("--export", help="Export after training: merged, adapter, gguf, ollama, vllm.")
+    ] = None,
+    export_ollama: Annotated[bool, typer.Option("--export-ollama", help="The same as --export ollama.")] = False,
+    export_gguf: Annotated[bool, typer.Option("--export-gguf", help="The same as --export gguf.")] = False,
     job_name: Annotated[str | None, typer.Option("--job-name", help="Name of the run.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN|last", help="Go on with a run: its folder or a checkpoint.")
+    ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with settings that make the end another.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why; write nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show every decision before training.")] = False,
     quiet: Annotated[
@@ -74,19 +90,17 @@ def train(
 
     Without a strategy, --model and --dataset make one: LoRA with the defaults.
     """
-    from llamafarm.core.load import load
-    from llamafarm.core.plan import make_plan
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
 
     session = session_of(context)
     registry = load_registry()
-    if strategy is None and not (model and dataset):
+    if strategy is None and resume is None and not (model and dataset):
         raise _no_strategy(registry, context)
-    request = Request(strategy, flags_from(context, FLAGS), tuple(sets or ()))
-    loaded = load(request, registry)
-    planned = make_plan(loaded, registry)
+    flags = (*flags_from(context, FLAGS), *_export_flags(export_to, ollama=export_ollama, gguf=export_gguf))
+    request = Request(strategy, flags, tuple(sets or ()))
+    loaded, planned = prepared(request, registry, resume, allow_changes=allow_changes)
     if dry_run:
         for notice in loaded.notices:
             session.notice(notice)
@@ -97,7 +111,63 @@ def train(
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
         outcome = run_training(loaded, planned, registry, story)
+    exports = export_all(session, loaded, quiet=quiet or as_json)
+    show_outcome(session, outcome, story, exports, quiet=quiet, as_json=as_json)
+
+
+def _export_flags(targets: list[str] | None, *, ollama: bool, gguf: bool) -> tuple[Flag, ...]:
+    """The targets that flags name, which take the place of the strategy's."""
+    from llamafarm.core.request import Flag
+
+    named = {"ollama": "--export-ollama" if ollama else "", "gguf": "--export-gguf" if gguf else ""}
+    spelt = dict.fromkeys(targets or (), "--export") | {name: flag for name, flag in named.items() if flag}
+    return (Flag("export.to", list(spelt), " ".join(dict.fromkeys(spelt.values()))),) if spelt else ()
+
+
+def resume(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN|last", help="The run's folder, or one of its checkpoints.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with settings that make the end another.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and the result's place.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Go on with a run that was interrupted, as `train --resume` does."""
+    from llamafarm.core.registry import load_registry
+    from llamafarm.core.request import Request
+    from llamafarm.core.run import train as run_training
+
+    session, registry = session_of(context), load_registry()
+    loaded, planned = prepared(Request(None, sets=tuple(sets or ())), registry, run, allow_changes=allow_changes)
+    with show_progress(session, quiet=quiet) as listener:
+        story = Story(listener)
+        outcome = run_training(loaded, planned, registry, story)
     show_outcome(session, outcome, story, quiet=quiet, as_json=as_json)
+
+
+def prepared(
+    request: Request, registry: Registry, resume: str | None, *, allow_changes: bool
+) -> tuple[Loaded, Planned]:
+    """Load and plan what is asked for: a new run, or one that goes on.
+
+    Raises:
+        LlamaFarmError: If it cannot be done.
+    """
+    from llamafarm.core.load import load
+    from llamafarm.core.plan import make_plan
+    from llamafarm.core.request import Flag
+    from llamafarm.core.resume import asked_for, checked, find_run
+
+    found = find_run(resume, allow_changes=allow_changes) if resume is not None else None
+    if found is not None:
+        there = Flag("output_dir", str(found.folder), "--resume")
+        request = replace(request, strategy=request.strategy or found.strategy, flags=(*request.flags, there))
+    loaded = load(request, registry)
+    found = found or asked_for(loaded, allow_changes=allow_changes)
+    point = checked(found, loaded, registry).point if found else None
+    return loaded, make_plan(loaded, registry, point)
 
 
 def _no_strategy(registry: Registry, context: typer.Context) -> LlamaFarmError:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from llamafarm.api.config import Config, FineTunerConfig, TrainingConfig
 from llamafarm.core.layers import Layer, Origin, Path, Unset, descend, dotted, walk
 from llamafarm.core.registry import Registry
-from llamafarm.core.schema import COMPONENT_KEYS, DEVICE_KEYS, Strategy
+from llamafarm.core.schema import COMPONENT_KEYS, DEVICE_KEYS, ExportConfig, Strategy
 from llamafarm.errors import Problem, nearest
 
 TUNER = ("components", "fine_tuner", "config")
@@ -90,6 +90,9 @@ class _Canonicalizer:
                 self.component(key, value, path)
             elif key == "optimization":
                 self.optimization(value, path)
+            elif key == "export":
+                if value is not None:
+                    self.block(ExportConfig, value, path, path)
             elif key in fields:
                 self.leaf(Strategy, key, value, path, path)
             elif key in FineTunerConfig.model_fields or key in FineTunerConfig.aliases:

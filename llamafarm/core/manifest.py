@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import socket
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,8 +62,6 @@ def manifest(run_id: str, loaded: Loaded, planned: Planned, data: PreparedData, 
         "plugins": {f"{plugin.distribution}:{plugin.name}": plugin.version for plugin in registry.plugins},
         "decisions": [f"{item.subject}: {item.value} ({item.reason})" for item in planned.plan.decisions],
         "started": now(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
     }
 
 

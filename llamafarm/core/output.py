@@ -1,27 +1,12 @@
-"""The output folder: whose it is, and writing into it so that a file is either whole or absent."""
+"""The output folder: whose it is."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from llamafarm.core.lock import live_owner, owned
+from llamafarm.core.record import manifest_of
 from llamafarm.errors import RunDirectoryError
-
-OWN = "llamafarm"
-"""The sub-folder that marks a run directory as ours."""
-
-
-def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run directory, or None when it has none that can be read."""
-    try:
-        manifest = json.loads((folder / OWN / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def check_output_dir(folder: Path, *, overwrite: bool) -> None:
@@ -42,30 +27,14 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
             where=str(folder),
             hint="choose another with --output FOLDER",
         )
-    if is_alive(manifest):
-        raise RunDirectoryError.of(
-            "LF-RUN-003",
-            f"a run is writing here (process {manifest['pid']})",
-            where=str(folder),
-            hint="wait, or use --output",
-        )
+    if (owner := live_owner(folder)) is not None:
+        raise owned(folder, owner)
     if not overwrite:
+        status = "killed" if manifest.get("status") == "running" else manifest.get("status")
+        go_on = "" if status == "completed" else f"go on with `llamafarm train --resume {folder}`, "
         raise RunDirectoryError.of(
             "LF-RUN-004",
-            f"the output folder holds the run {manifest.get('run_id')} ({manifest.get('status')})",
+            f"the output folder holds the run {manifest.get('run_id')} ({status})",
             where=str(folder),
-            hint="add --overwrite to replace it, or choose another with --output FOLDER",
+            hint=f"{go_on}add --overwrite to replace it, or choose another with --output FOLDER",
         )
-
-
-def is_alive(manifest: Mapping[str, Any]) -> bool:
-    """Whether the process of a running manifest still exists on this machine."""
-    if manifest.get("status") != "running" or manifest.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(manifest["pid"]), 0)
-    except (KeyError, ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return int(manifest["pid"]) != os.getpid()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamafarm.api.components import DataSplitter, FineTuner, Method, RunPlan
 from llamafarm.api.config import FineTunerConfig
-from llamafarm.api.values import Decision, DeviceSpec
+from llamafarm.api.values import Decision, DeviceSpec, ResumePoint
 from llamafarm.core.canonical import TUNER
+from llamafarm.core.exports import export_problems
 from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
@@ -31,17 +32,21 @@ class Planned:
     splitter: DataSplitter[Any] | None
 
 
-def make_plan(loaded: Loaded, registry: Registry) -> Planned:
-    """Build the components and check that they go together on this machine.
+def make_plan(loaded: Loaded, registry: Registry, resume: ResumePoint | None = None) -> Planned:
+    """Build the components and check that they go together on this machine; with `resume`, for a run that goes on.
 
     Raises:
         LlamaFarmError: With all problems; its class is that of the first.
     """
     config = loaded.tuner_config
-    errors = list(_errors(loaded, config))
+    errors = list(_errors(loaded, config, new=resume is None))
     tuner, methods, splitter = _components(loaded, registry)
+    if resume is not None and not tuner.resumes:
+        message = f"the fine-tuner {tuner.name!r} cannot resume a run"
+        errors.append(StrategyError.of("LF-TRAIN-055", message, hint="start a new run, with --overwrite"))
     stacked = stack_problems(tuner, methods, _place_of(loaded, "method"))
     errors += [StrategyError([problem]) for problem in stacked]
+    errors += [StrategyError([problem]) for problem in export_problems(loaded, methods)]
     device = loaded.device or DeviceSpec(loaded.device_type, "absent")
     plan = RunPlan(
         name=loaded.strategy.name,
@@ -50,6 +55,7 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
         output_dir=Path(config.output_dir),
         decisions=tuple(_decisions(loaded)),
         given={dotted(path[len(TUNER) :]): str(origin) for path, origin in _asked(loaded)},
+        resume=resume,
     )
     found = _checked(tuner, plan) if loaded.device else []
     known = {problem.message for error in errors for problem in error.problems}
@@ -59,8 +65,7 @@ def make_plan(loaded: Loaded, registry: Registry) -> Planned:
     if errors:
         raise type(errors[0])([problem for error in errors for problem in error.problems])
     decisions = (*plan.decisions, *(item for item in found if isinstance(item, Decision)))
-    final = RunPlan(plan.name, methods, device, plan.output_dir, decisions, plan.given)
-    return Planned(final, tuner, splitter)
+    return Planned(replace(plan, decisions=decisions), tuner, splitter)
 
 
 def _checked(tuner: FineTuner[Any], plan: RunPlan) -> list[Problem | Decision]:
@@ -73,7 +78,7 @@ def _checked(tuner: FineTuner[Any], plan: RunPlan) -> list[Problem | Decision]:
     return found
 
 
-def _errors(loaded: Loaded, config: FineTunerConfig) -> Iterator[LlamaFarmError]:
+def _errors(loaded: Loaded, config: FineTunerConfig, *, new: bool) -> Iterator[LlamaFarmError]:
     """What can be seen from the configuration alone."""
     if loaded.device is None:
         probe = loaded.probes.get(loaded.device_type)
@@ -91,7 +96,8 @@ def _errors(loaded: Loaded, config: FineTunerConfig) -> Iterator[LlamaFarmError]
         except LlamaFarmError as error:
             yield _at(error, loaded.origins.get((*TUNER, "base_model", "huggingface_id")))
     try:
-        check_output_dir(Path(config.output_dir), overwrite=config.overwrite_output_dir)
+        if new:
+            check_output_dir(Path(config.output_dir), overwrite=config.overwrite_output_dir)
     except LlamaFarmError as error:
         yield error
 

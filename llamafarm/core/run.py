@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, Self
+from typing import IO, Any, Final
 
 from llamafarm.api.values import Event, TrainingResult
+from llamafarm.core.contract import settings
 from llamafarm.core.explain import redact, resolved_yaml, secrets
 from llamafarm.core.load import Loaded
-from llamafarm.core.manifest import manifest, now
-from llamafarm.core.output import OWN, check_output_dir
+from llamafarm.core.lock import this_process
+from llamafarm.core.manifest import manifest, now, versions
+from llamafarm.core.place import NewPlace, OldPlace
 from llamafarm.core.plan import Planned
+from llamafarm.core.record import OWN, manifest_of
 from llamafarm.core.registry import Registry
+from llamafarm.core.signals import Wishes
 from llamafarm.data.prepare import prepare
-from llamafarm.errors import DiskError, ExitCode, LlamaFarmError
+from llamafarm.errors import ExitCode, LlamaFarmError, Stopped
 from llamafarm.files import write_atomically
 
 Listener = Callable[[Event], None]
+
+TRIGGER: Final = "checkpoint-now"
+"""A file of this name beside the manifest asks for a checkpoint, as SIGUSR1 does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +43,37 @@ class Outcome:
 
 
 def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listener) -> Outcome:
-    """Carry out a plan.
+    """Carry out a plan, from the start or from where an interrupted run was.
 
     A run that fails before its first training step leaves nothing behind, and what it was to overwrite is put back.
 
     Raises:
         LlamaFarmError: For everything a user can mend.
+        Stopped: If somebody asked for it.
     """
     run = Run(loaded, planned, listener)
-    for notice in loaded.notices:
-        run.emit("notice", message=notice)
-    run.emit("phase", name="loading data")
-    config = loaded.tuner_config
-    curriculum = config.training.curriculum
-    data = prepare(
-        config.dataset,
-        planned.splitter,
-        notice=lambda message: run.emit("notice", message=message),
-        difficulty=curriculum.column if curriculum else None,
-    )
-    with run.opened(manifest(run.run_id, loaded, planned, data, registry)):
-        registry.run_started(run)
-        try:
-            result = planned.tuner.fit(planned.plan, data, run)
-        except BaseException as error:
-            registry.run_failed(run, error)
-            raise
-        run.emit("result", **dict(result.metrics))
-        registry.run_finished(run, result)
-        run.close(result)
+    with run.stoppable():
+        for notice in loaded.notices:
+            run.emit("notice", message=notice)
+        run.emit("phase", name="loading data")
+        config = loaded.tuner_config
+        curriculum = config.training.curriculum
+        data = prepare(
+            config.dataset,
+            planned.splitter,
+            notice=lambda message: run.emit("notice", message=message),
+            difficulty=curriculum.column if curriculum else None,
+        )
+        with run.opened(manifest(run.run_id, loaded, planned, data, registry)):
+            registry.run_started(run)
+            try:
+                result = planned.tuner.fit(planned.plan, data, run)
+            except BaseException as error:
+                registry.run_failed(run, error)
+                raise
+            run.emit("result", **dict(result.metrics))
+            registry.run_finished(run, result)
+            run.close(result)
     return Outcome(run.run_id, planned.plan.output_dir, result)
 
 
@@ -77,15 +83,34 @@ class Run:
     def __init__(self, loaded: Loaded, planned: Planned, listener: Listener) -> None:
         self.loaded, self.listener = loaded, listener
         self.output_dir = planned.plan.output_dir
+        self.resume = planned.plan.resume
         self.seed = loaded.tuner_config.training.seed
-        self.run_id = f"{loaded.strategy.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+        self._before = (manifest_of(self.output_dir) or {}) if self.resume else {}
+        name = f"{loaded.strategy.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+        self.run_id = str(self._before.get("run_id", name))
         self.secrets = secrets(loaded)
         self.started = False
-        self.stop_requested = False
+        self.wishes = Wishes(lambda: self._phase)
         self._phase = ""
         self._waiting: list[str] = []
         self._events: IO[str] | None = None
         self._manifest: dict[str, Any] = {}
+        self._failing = False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Somebody asked to stop."""
+        return self.wishes.stop is not None
+
+    def take_checkpoint_request(self) -> bool:
+        """Whether SIGUSR1 or the trigger file asked for a checkpoint since this was called last."""
+        asked, self.wishes.checkpoint = self.wishes.checkpoint, False
+        trigger = self.own / TRIGGER
+        if trigger.exists():
+            with suppress(OSError):
+                trigger.unlink()
+                asked = True
+        return asked
 
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the event's own word
         """Record an event and tell the listener."""
@@ -93,13 +118,14 @@ class Run:
         self._phase = fields["name"] if type == "phase" else self._phase
         if type == "ledger":
             self._manifest |= {name: dict(fields[name]) for name in ("rows", "tokens", "mask_audit") if name in fields}
-            self._save_manifest()
-        line = redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets)
-        if self._events is None:
-            self._waiting.append(line)
-        else:
-            self._events.write(f"{line}\n")
-            self._events.flush()
+            self._surviving(self._save_manifest)
+        elif type == "paths":
+            self._manifest["paths"] = dict(fields)
+            self._surviving(self._save_manifest)
+        elif type == "resumed":
+            self._surviving(lambda: self._go_on(fields))
+        self._waiting.append(redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets))
+        self._surviving(self._record)
         self.listener(Event(type, fields))
 
     @property
@@ -108,60 +134,97 @@ class Run:
         return self.output_dir / OWN
 
     @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Hear signals; what they stop ends as `Stopped`, with the words that tell how it goes on."""
+        with self.wishes.heard():
+            try:
+                yield
+            except KeyboardInterrupt as error:
+                raise Stopped(self.wishes.exit_code, self._farewell()) from error
+
+    @contextmanager
     def opened(self, facts: dict[str, Any]) -> Iterator[None]:
         """Open the directory; on failure record it, or undo everything if training had not begun."""
-        self._manifest = facts
+        self._manifest = self._reopened(facts) if self.resume else facts | this_process()
         overwrite = self.loaded.tuner_config.overwrite_output_dir
-        with _Place(self.output_dir, overwrite) as place, self._log(), self._interruptible():
+        place = (
+            OldPlace(self.output_dir, self.run_id)
+            if self.resume
+            else NewPlace(self.output_dir, self.run_id, overwrite=overwrite)
+        )
+        with place, self._log():
             try:
                 self._write_start()
                 yield
             except BaseException as error:
                 self._fail(error)
-                place.keep = self.started
+                place.keep = place.keep or self.started
                 raise
             finally:
                 if self._events is not None:
-                    self._events.close()
+                    with suppress(OSError):
+                        self._events.close()
+                    self._events = None
             place.keep = True
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """While a model trains, the first Ctrl-C asks for a stop after the step; elsewhere, and the second, stops now.
-
-        An exception raised at an arbitrary instant may land in a callback of a library, which drops it.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._phase == "training" and not self.stop_requested:
-                self.stop_requested = True
-            else:
-                signal.default_int_handler(number, frame)
-
-        before = signal.signal(signal.SIGINT, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def _reopened(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """The manifest of the run, which goes on."""
+        kept = {key: value for key, value in self._before.items() if key not in ("exit_code", "finished", "error")}
+        assert self.resume is not None
+        changes = list(self.resume.changes)
+        entry = {"at": now(), "changes": changes, "versions": versions(), "device": facts["device"]}
+        again = [*self._before.get("resumed", ()), entry]
+        return facts | kept | {"status": "running", "resumed": again} | this_process()
 
     def _write_start(self) -> None:
-        source = self.loaded.source
-        text = source.path.read_text(encoding="utf-8-sig") if source else "# built from command-line flags\n"
-        write_atomically(self.own / "strategy.yaml", redact(text, self.secrets))
-        write_atomically(self.own / "resolved.yaml", redact(resolved_yaml(self.loaded), self.secrets))
+        if self.resume is None:
+            source = self.loaded.source
+            text = source.path.read_text(encoding="utf-8-sig") if source else "# built from command-line flags\n"
+            write_atomically(self.own / "strategy.yaml", redact(text, self.secrets))
+        if self.resume is None or self.resume.changes:
+            write_atomically(self.own / "resolved.yaml", redact(resolved_yaml(self.loaded), self.secrets))
+            text = json.dumps(settings(self.loaded), indent=2, default=str)
+            write_atomically(self.own / "config.json", redact(text, self.secrets) + "\n")
         self._save_manifest()
         self._events = (self.own / "events.jsonl").open("a", encoding="utf-8", newline="\n")
-        for line in self._waiting:
-            self._events.write(f"{line}\n")
-        self._waiting.clear()
+        self._record()
+
+    def _record(self) -> None:
+        """Append what waits to events.jsonl."""
+        if self._events is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        self._events.writelines(f"{line}\n" for line in waiting)
+        self._events.flush()
+
+    def _go_on(self, fields: Mapping[str, Any]) -> None:
+        """Drop the events of steps that are taken again, and lines that were cut off."""
+        self._manifest["resumed"][-1] |= {"step": fields["step"], "exact": fields["exact"]}
+        self._save_manifest()
+        if self._events is None:
+            return
+        path = self.own / "events.jsonl"
+        self._events.close()
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _at_most(line, fields["step"])]
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        self._events = path.open("a", encoding="utf-8", newline="\n")
+
+    def _surviving(self, write: Callable[[], None]) -> None:
+        """Write what the training does not depend on; a disk that does not take it is worth a warning, once."""
+        try:
+            write()
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                message = f"the run's record cannot be written: {error.strerror or error}; the run goes on"
+                self.listener(Event("warning", {"message": message}))
+        else:
+            self._failing = False
 
     @contextmanager
     def _log(self) -> Iterator[None]:
         """Library output goes to run.log; the terminal shows events only."""
-        handler = logging.FileHandler(self.own / "run.log", encoding="utf-8", delay=True)
+        handler = _LogFile(self.own / "run.log", encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handler.addFilter(_Redacting(self.secrets))
         root = logging.getLogger()
@@ -197,47 +260,45 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
         code = error.exit_code if isinstance(error, LlamaFarmError) else ExitCode.UNEXPECTED
+        code = self.wishes.exit_code if interrupted else code
         self._manifest |= {
             "status": "interrupted" if interrupted else "failed",
-            "exit_code": int(ExitCode.INTERRUPTED if interrupted else code),
+            "exit_code": int(code),
             "finished": now(),
             "error": redact(f"{type(error).__name__}: {error}", self.secrets),
         }
         if self.own.is_dir():
-            self._save_manifest()
+            with suppress(OSError):
+                self._save_manifest()
+
+    def _farewell(self) -> str:
+        """What is left of a run that was stopped, and how it goes on."""
+        reason = f"stopped by {self.wishes.reason}"
+        if not (self.started or self.resume):
+            return f"{reason} before the first step: nothing was written"
+        command = f"llamafarm train --resume {shlex.quote(str(self.output_dir))}"
+        return f"{reason}; what was trained is kept\ngo on with: {command}"
 
 
-class _Place:
-    """Makes the output folder; unless `keep` is set in the end, takes it away and puts back what was there before."""
+def _at_most(line: str, step: int) -> bool:
+    """Whether a line of events.jsonl is whole, and of no later step."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and not (isinstance(event.get("step"), int) and event["step"] > step)
 
-    def __init__(self, folder: Path, overwrite: bool) -> None:
-        self.folder, self.overwrite, self.keep = folder, overwrite, False
-        self.before = folder.with_name(f".{folder.name}.before")
-        self.made: list[Path] = []
 
-    def __enter__(self) -> Self:
-        check_output_dir(self.folder, overwrite=self.overwrite)
-        try:
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                self.folder.replace(self.before)
-            self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-            (self.folder / OWN).mkdir(parents=True)
-        except OSError as error:
-            raise DiskError.of(
-                "LF-DISK-001", f"cannot make the output folder: {error.strerror}", where=str(self.folder)
-            ) from None
-        return self
+class _LogFile(logging.FileHandler):
+    """Library output; what the disk does not take is dropped, for the terminal is no place for it."""
 
-    def __exit__(self, *_: object) -> None:
-        if self.keep:
-            if self.before.exists():
-                shutil.rmtree(self.before)
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for parent in self.made[1:]:
-            parent.rmdir()
-        if self.before.exists():
-            self.before.replace(self.folder)
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the library's name
+        """Drop it."""
+
+    def close(self) -> None:
+        """Close the file, full disk or not."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Redacting(logging.Filter):

@@ -12,6 +12,7 @@ from pydantic import Field, create_model
 
 from llamafarm.api.config import Config, FineTunerConfig
 from llamafarm.core.registry import Registry
+from llamafarm.models.serving import Target
 
 COMPONENT_KEYS = ("fine_tuner", "data_splitter", "hardware")
 
@@ -44,6 +45,32 @@ class Components(Config):
     hardware: Node
 
 
+class ExportConfig(Config):
+    """What is written for other programs when training has ended; whether it can be is checked before."""
+
+    shorthand = "to"
+
+    to: Target | tuple[Target, ...] = Field(description="Targets: merged, adapter, gguf, ollama, vllm; one or a list.")
+    output_dir: str | None = Field(None, description="Folder with one folder per target; OUTPUT_DIR/export if absent.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights; `auto`: the base's."
+    )
+    max_shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?[KMG]i?B$")] = Field(
+        "5GB", description="Largest file of weights."
+    )
+    gguf_type: Literal["f32", "f16", "bf16", "q8_0"] = Field("f16", description="How GGUF stores the weights.")
+    keep_adapter: bool = Field(False, description="For vllm: serve the adapter beside its base, unmerged.")
+    name: str = Field("", description="What the server calls the model; the strategy's name if absent.")
+    system: str | None = Field(None, description="For ollama: the system message.")
+    num_ctx: Annotated[int, Field(ge=1)] | None = Field(None, description="For ollama: the context length.")
+    temperature: Annotated[float, Field(ge=0)] | None = Field(None, description="For ollama: the temperature.")
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets as a list."""
+        return (self.to,) if isinstance(self.to, str) else tuple(dict.fromkeys(self.to))
+
+
 class Strategy(Config):
     """A complete, validated run description."""
 
@@ -54,6 +81,7 @@ class Strategy(Config):
     plugins: tuple[str, ...] = Field((), description="Plugins that must be installed, as requirements: `name>=1.2`.")
     components: Components = Field(description="Fine-tuner, data splitter and hardware profile.")
     optimization: dict[str, Any] = Field(default_factory=dict, description="Overrides per device: cuda, mps, cpu …")
+    export: ExportConfig | None = Field(None, description="What to write for other programs after training.")
     use_cases: tuple[str, ...] = Field((), description="What it suits; shown by `strategies list`.")
     notes: str = Field("", description="Anything a user should know.")
 

@@ -69,7 +69,12 @@ def load_model(
 
 
 def load_for_generation(
-    model: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, config: BaseModelConfig | None = None
+    model: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: BaseModelConfig | None = None,
+    rounded: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load whatever answers prompts: a whole model, an adapter with its base, or a checkpoint of either.
 
@@ -78,6 +83,8 @@ def load_for_generation(
         device: Where it shall run.
         dtype: Precision of its weights.
         config: Token, cache and so on for hub models.
+        rounded: Options of `AdapterSpec.quantization`: an adapter's base gets the values that these leave of it, in
+            full precision, as the adapter knew them when it was trained.
 
     Raises:
         ModelError: If it is none of these, or an adapter does not fit its base.
@@ -89,13 +96,13 @@ def load_for_generation(
         loaded = load_model(options, dtype=dtype)
         tokenizer = load_tokenizer(options)
     else:
-        loaded, tokenizer = _load_adapter(located, options, dtype)
+        loaded, tokenizer = _load_adapter(located, options, dtype, rounded)
     require_room(loaded, tokenizer)
     return loaded.to(device).eval(), tokenizer
 
 
 def _load_adapter(
-    located: Located, options: BaseModelConfig, dtype: torch.dtype
+    located: Located, options: BaseModelConfig, dtype: torch.dtype, rounded: Mapping[str, Any] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from peft import PeftModel
 
@@ -104,7 +111,9 @@ def _load_adapter(
     base = options.model_copy(update={"huggingface_id": described.get("base_model_name_or_path") or None})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
-    loaded = load_model(base, dtype=dtype)
+    loaded = load_model(base, dtype=dtype, quantization=rounded)
+    if getattr(loaded, "is_quantized", False) and rounded is not None:
+        loaded = loaded.dequantize(dtype)
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)
     if additions := read_additions(located.folder) or _foreign_additions(located.folder, loaded, tokenizer):

@@ -13,6 +13,13 @@ from llamafarm.errors import ModelError
 
 METHODS_FILE = "llamafarm_methods.json"
 _VERSION = 1
+_QUANTIZATION = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+    "bnb_4bit_compute_dtype",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +36,16 @@ class MethodRecord:
 
 
 def write_methods(folder: Path, methods: Iterable[Method[Any]], model: Any) -> None:
-    """Write down the methods, in the order they were applied, and the files that each of them adds."""
+    """Write down the methods, in the order they were applied, and what they leave beside the weights.
+
+    The record also says how the base that they were trained on was quantized; the files of each method are written.
+    """
     methods = tuple(methods)
     applied = [
         {"type": method.name, "config": method.config.model_dump(mode="json", exclude={"type"})} for method in methods
     ]
-    text = json.dumps({"version": _VERSION, "methods": applied}, indent=2, ensure_ascii=False)
+    record = {"version": _VERSION, "methods": applied, **_quantization(model)}
+    text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / METHODS_FILE).write_text(f"{text}\n", encoding="utf-8")
     for method in methods:
         for name, content in method.files(model).items():
@@ -47,14 +58,37 @@ def read_methods(folder: Path) -> tuple[MethodRecord, ...]:
     Raises:
         ModelError: If the file is there but cannot be understood.
     """
+    return _read(folder)[0]
+
+
+def read_quantization(folder: Path) -> Mapping[str, Any]:
+    """How the base was quantized while the model in `folder` was trained on it; empty if it was not.
+
+    Raises:
+        ModelError: If the file is there but cannot be understood.
+    """
+    return _read(folder)[1]
+
+
+def _quantization(model: Any) -> dict[str, Any]:
+    """What bitsandbytes did to the base, in the names of `AdapterSpec.quantization`."""
+    asked = getattr(getattr(model, "config", None), "quantization_config", None)
+    if asked is None:
+        return {}
+    options = asked if isinstance(asked, dict) else asked.to_dict()
+    return {"quantization": {name: options[name] for name in _QUANTIZATION if options.get(name)}}
+
+
+def _read(folder: Path) -> tuple[tuple[MethodRecord, ...], Mapping[str, Any]]:
     path = folder / METHODS_FILE
     if not path.is_file():
-        return ()
+        return (), {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']} is not {_VERSION}")  # noqa: TRY301  # one way to say it
-        return tuple(MethodRecord(str(entry["type"]), dict(entry["config"])) for entry in content["methods"])
+        methods = tuple(MethodRecord(str(entry["type"]), dict(entry["config"])) for entry in content["methods"])
+        return methods, dict(content.get("quantization", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError.of(
             "LF-MODEL-050",

@@ -17,7 +17,13 @@ class RecordingRun:
     run_id: str = "test"
     seed: int = 0
     stop_requested: bool = False
+    checkpoint_requested: bool = False
     events: list[Event] = field(default_factory=list)
+
+    def take_checkpoint_request(self) -> bool:
+        """Whether a test asked for a checkpoint; once."""
+        asked, self.checkpoint_requested = self.checkpoint_requested, False
+        return asked
 
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the event's own word
         """Keep the event."""

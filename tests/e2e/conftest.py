@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamafarm.api import DeviceSpec, Example, Message, PreparedData, RowRef, RunPlan, TrainingResult
+from llamafarm.api import DeviceSpec, Example, Message, PreparedData, ResumePoint, RowRef, RunPlan, TrainingResult
 from llamafarm.testing.run_context import RecordingRun
 from llamafarm_methods.hooks import llamafarm_methods
 from llamafarm_tuners.pytorch.tuner import PytorchTuner
@@ -49,6 +49,7 @@ class Fit:
     models: Any
     root: Path
     count: int = 0
+    last: RecordingRun | None = None
     given: dict[str, str] = field(default_factory=lambda: {"training.load_best_model_at_end": "strategy.yaml:1"})
     rows: Sequence[Example] = field(default_factory=lambda: [conversation(index) for index in range(24)])
 
@@ -62,11 +63,15 @@ class Fit:
         evaluation: Mapping[str, Any] | None = None,
         base: Mapping[str, Any] | None = None,
         rows: Sequence[Example] | None = None,
+        folder: Path | None = None,
+        resume: ResumePoint | None = None,
+        run: type[RecordingRun] = RecordingRun,
+        digest: str = "",
         **training: Any,
     ) -> Fitted:
         self.count += 1
-        folder = self.root / f"output-{self.count}"
-        folder.mkdir()
+        folder = folder or self.root / f"output-{self.count}"
+        folder.mkdir(exist_ok=True)
         model = self.models(architecture)
         defaults = {"learning_rate": 1e-2, "batch_size": 4, "logging_steps": 1, "max_steps": 10, "save_strategy": "no"}
         tuner = PytorchTuner(
@@ -80,12 +85,13 @@ class Fit:
             )
         )
         chosen = METHODS[method](METHODS[method].Config.model_validate(options or {}))
-        plan = RunPlan("test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), dict(self.given))
+        plan = RunPlan("test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), dict(self.given), resume)
         learned = rows or self.rows
         counts = {"read": len(learned) + held_out, "trained": len(learned), "held_out": held_out}
-        data = PreparedData(learned, [conversation(100 + index) for index in range(held_out)], counts, "")
-        run = RecordingRun(folder)
-        return Fitted(tuner.fit(plan, data, run), folder, run, model)
+        data = PreparedData(learned, [conversation(100 + index) for index in range(held_out)], counts, digest)
+        context = run(folder)
+        self.last = context
+        return Fitted(tuner.fit(plan, data, context), folder, context, model)
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ def test_all_weights_are_trained_and_the_model_reloads(fit, architecture, monkey
 
     seen = {}
 
-    def train(work, run, original=_fit.train):
-        course = original(work, run)
+    def train(work, run, continuation, original=_fit.train):
+        course = original(work, run, continuation)
         seen["model"] = work.trained.model.eval()
         return course
 

@@ -38,9 +38,9 @@ def test_the_base_is_bit_identical_after_training(fit, monkeypatch):
 
     seen = {}
 
-    def train(work, run, original=_fit.train):
+    def train(work, run, continuation, original=_fit.train):
         seen["before"] = digest(work.trained.model)
-        course = original(work, run)
+        course = original(work, run, continuation)
         seen["after"] = digest(work.trained.model)
         return course
 
@@ -78,8 +78,8 @@ def test_the_adapter_loads_with_peft_alone_and_gives_the_same_logits(fit, archit
 
     seen = {}
 
-    def train(work, run, original=_fit.train):
-        course = original(work, run)
+    def train(work, run, continuation, original=_fit.train):
+        course = original(work, run, continuation)
         seen["logits"] = work.trained.model.eval()(IDS).logits.detach()
         return course
 

@@ -16,6 +16,8 @@ FINAL = {
     "adapter_model.safetensors",
     "chat_template.jinja",
     "checkpoint-best",
+    "llamafarm_checkpoint.json",
+    "llamafarm_methods.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "train_results.json",

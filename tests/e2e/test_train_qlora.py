@@ -58,8 +58,8 @@ def test_the_adapter_loads_with_peft_alone_on_the_quantized_base(fit, monkeypatc
 
     seen = {}
 
-    def train(work, run, original=_fit.train):
-        course = original(work, run)
+    def train(work, run, continuation, original=_fit.train):
+        course = original(work, run, continuation)
         seen["logits"] = work.trained.model.eval()(IDS).logits.detach()
         return course
 

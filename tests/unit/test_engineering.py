@@ -76,8 +76,14 @@ def test_whatever_is_imported_is_declared() -> None:
     declared = set(RUN_TIME)
     for path in sources():
         allowed = declared | set(EXTRAS) if path.is_relative_to(ROOT / "llamafarm" / "testing") else declared
-        # extras whose absence is an error with a hint
-        optional = {"bitsandbytes", "datasketch", "matplotlib", "sacrebleu", "tensorboard"}
+        optional = {
+            "bitsandbytes",
+            "datasketch",
+            "gguf",
+            "matplotlib",
+            "sacrebleu",
+            "tensorboard",
+        }  # extras whose absence is an error with a hint
         assert distributions(imported(path)) - allowed - optional == set(), path
 
 

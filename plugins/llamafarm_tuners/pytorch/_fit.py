@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from llamafarm.data.questions import questions
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
+from llamafarm.models.checkpoint import CHECKPOINT_FILE, write_manifest
 from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
@@ -25,6 +26,7 @@ from llamafarm_tuners.pytorch._model import (
     count_parameters,
     keep_trained_format,
     model_for,
+    moved,
     say_precision,
     seed_everything,
     vocabulary_for,
@@ -33,11 +35,13 @@ from llamafarm_tuners.pytorch._model import (
 from llamafarm_tuners.pytorch._stability import compiled, process_switches
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
-from llamafarm_tuners.pytorch._train import Course, train
+from llamafarm_tuners.pytorch._train import Continuation, Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
+from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.hub import upload
+from llamafarm_tuners.pytorch.identity import identity
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.packs import packed_rows
 from llamafarm_tuners.pytorch.precision import Autocast, autocast
@@ -56,6 +60,7 @@ class Fit:
         run: Receives events; silent on all processes but one.
         accelerator: Device, precision and processes.
         results: Figures for eval_results.json that come from answering questions.
+        identity: What the result is made from.
     """
 
     config: PytorchConfig
@@ -64,6 +69,7 @@ class Fit:
     run: RunContext
     accelerator: Accelerator
     results: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
@@ -73,7 +79,7 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
         LlamaFarmError: For everything a user can mend.
     """
     quiet()
-    accelerator = _accelerator(plan, autocast(config.training, plan))
+    accelerator = accelerator_for(plan, autocast(config.training, plan))
     training = settle_batches(config.training, plan.given, accelerator.num_processes)
     config = config.model_copy(update={"training": training})
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
@@ -83,11 +89,11 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 
 def _carry_out(job: Fit) -> TrainingResult:
     plan, accelerator = job.plan, job.accelerator
-    work, parameters = _prepare(job)
+    work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
-        with compiled(work.trained.model, work.training, plan):
-            course = train(work, job.run)
+        with compiled(work.trained.model, work.training, plan), _paths(job, work) as paths:
+            course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity))
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
         if accelerator.is_main_process:
@@ -100,13 +106,23 @@ def _carry_out(job: Fit) -> TrainingResult:
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
-def _prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
+def _paths(job: Fit, work: Work) -> AbstractContextManager[Paths]:
+    """The ways in which the model computes while it is trained; a compiled one computes in its own."""
+    training, device = work.training, job.accelerator.device
+    wanted = Wanted.nothing() if training.torch_compile else Wanted(layers=training.fused)
+    rows = [*work.rows, *work.held_out]
+    return fast_paths(moved(work.trained.model, device), rows, device, job.run, wanted, job.accelerator.autocast)
+
+
+def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
     config, plan, run = job.config, job.plan, job.run
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
     vocabulary = vocabulary_for(config.base_model, job.data.train, run)
     tokenizer = vocabulary.tokenizer
+    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
+    job.identity.update(identity(config, plan, job.data, tokenizer, processes=processes, precision=precision))
     first = asked_first_token(plan.methods, tokenizer)
     sides = tokenized_sides(config, job.data, tokenizer, run, first)
     rows, held_out = sides.train.rows, sides.eval.rows
@@ -207,9 +223,10 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
         history = course.report.journal.history
         state = trainer_state(course.step, course.sizes, job.config.training, course.best, history)
         write_json(temporary / "trainer_state.json", state)
+        write_manifest(temporary, course.step, position={"step": course.step}, identity=job.identity)
         files = [path.name for path in temporary.iterdir()]
     if course.best.step is None:
-        _best_is_last(folder, files)
+        _best_is_last(job, course.step, files)
     course.report.finish(course.step)
     if job.config.training.push_to_hub:
         upload(folder, job.config.training)
@@ -219,13 +236,16 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
 _ON_THE_CARD = ("train_loss", "eval_loss", "eval_token_accuracy", "eval_perplexity", "exact_match_base", "exact_match")
 
 
-def _best_is_last(folder: Path, files: Sequence[str]) -> None:
+def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:
     """Without evaluation the best model known is the last one: `checkpoint-best` is a second name for its files."""
+    folder = job.plan.output_dir
     with replaced_folder(folder / BEST) as temporary:
-        link_files([folder / name for name in files if not name.endswith("_results.json")], temporary)
+        shared = [name for name in files if not name.endswith("_results.json") and name != CHECKPOINT_FILE]
+        link_files([folder / name for name in shared], temporary)
+        write_manifest(temporary, step, position={"step": step}, identity=job.identity)
 
 
-def _accelerator(plan: RunPlan, mixed: Autocast) -> Accelerator:
+def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
     return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)
@@ -267,6 +287,10 @@ class _Silent:
     @property
     def stop_requested(self) -> bool:
         return self.run.stop_requested
+
+    def take_checkpoint_request(self) -> bool:
+        """The main process is asked."""
+        return False
 
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the contract's word
         """Say nothing: the main process does."""

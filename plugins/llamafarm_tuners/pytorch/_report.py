@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,18 +62,45 @@ class Report:
         total: Sums over the whole run.
         active: Whether this is the main process.
         journal: The files.
+        metrics: The last evaluation.
     """
 
     def __init__(
-        self, folder: Path, sizes: Sizes, training: TrainingConfig, run: RunContext, accelerator: Accelerator
+        self,
+        folder: Path,
+        sizes: Sizes,
+        training: TrainingConfig,
+        run: RunContext,
+        accelerator: Accelerator,
+        done: int = 0,
     ) -> None:
+        """Start the files, or go on with them after the step `done`."""
         self.total = Tally()
         self.active = accelerator.is_main_process
         self.journal = Journal(folder if self.active else None, sizes.steps)
         self._recent = Tally()
         self._sizes, self._training, self._run, self._device = sizes, training, run, accelerator.device
         self._started = time.perf_counter()
-        self._board = _tensorboard(folder) if self.active and reports_to_tensorboard(training) else None
+        self._board = _tensorboard(folder, done) if self.active and reports_to_tensorboard(training) else None
+        self._said: set[str] = set()
+        self.metrics: Mapping[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know."""
+        return {
+            "total": asdict(self.total),
+            "recent": asdict(self._recent),
+            "elapsed": self.elapsed,
+            "metrics": dict(self.metrics),
+            "journal": self.journal.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.total, self._recent = Tally(**state["total"]), Tally(**state["recent"])
+        self.metrics = state["metrics"]
+        self._started = time.perf_counter() - state["elapsed"]
+        self.journal.load_state_dict(state["journal"])
 
     def step(self, step: int, done: Tally, learning_rate: float, grad_norm: float) -> None:
         """Take in an optimizer step, and log if it is time."""
@@ -85,7 +112,7 @@ class Report:
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record an evaluation."""
-        epoch = self._sizes.epoch(step)
+        epoch, self.metrics = self._sizes.epoch(step), metrics
         self._run.emit("eval", step=step, total_steps=self._sizes.steps, epoch=epoch, **metrics)
         self.journal.log(step, epoch, self.elapsed, self._remaining(step), **metrics)
         self.journal.remember(step=step, epoch=epoch, **metrics)
@@ -97,9 +124,15 @@ class Report:
         if self._board:
             self._board.close()
 
+    def survived(self, what: str, reason: str) -> None:
+        """Say once for each reason that something could not be written, and that training goes on."""
+        if reason not in self._said:
+            self._said.add(reason)
+            self._run.emit("warning", message=f"{what}: {reason}; training goes on, and what was kept before is intact")
+
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Seconds of training, those before an interruption included."""
         return time.perf_counter() - self._started
 
     def peak_memory(self) -> int:
@@ -141,10 +174,17 @@ class Report:
         return self.elapsed / step * max(0, self._sizes.steps - step)
 
     def _plot(self, group: str, values: Mapping[str, float], step: int) -> None:
-        if self._board:
+        if self.journal.failure:
+            self.survived("trainer_log.jsonl cannot be written", self.journal.failure)
+        if not self._board:
+            return
+        try:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
             self._board.flush()
+        except OSError as error:
+            self._board = None
+            self.survived("TensorBoard's file cannot be written any more", error.strerror or str(error))
 
 
 def reports_to_tensorboard(training: TrainingConfig) -> bool:
@@ -152,7 +192,7 @@ def reports_to_tensorboard(training: TrainingConfig) -> bool:
     return "tensorboard" in training.report_to and find_spec("tensorboard") is not None
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, done: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(log_dir=str(folder / "runs"))
+    return SummaryWriter(log_dir=str(folder / "runs"), purge_step=done + 1 if done else None)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -18,10 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from llamafarm.api import Method
 from llamafarm.errors import NumericError
+from llamafarm.files import sync_file, sync_folder
 from llamafarm.models.record import write_methods
 from llamafarm.models.vocabulary import write_additions
 from llamafarm_tuners.pytorch.card import model_card
 from llamafarm_tuners.pytorch.journal import on_disk, write_json
+
+WRITING: Final = ".writing-"
+OLD: Final = ".old-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +83,23 @@ def write_model(trained: Trained, folder: Path) -> None:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of `folder` at the end, or goes away on failure.
 
+    What is written survives a loss of power once this is left: files, names, and the name of the folder itself.
+
     Raises:
         DiskError: If it cannot be written.
     """
     with on_disk(folder), _temporary(folder.parent) as temporary:
         yield temporary
         _sync(temporary)
-        with tempfile.TemporaryDirectory(prefix=".old-", dir=folder.parent) as old:
-            if folder.exists():
-                folder.rename(Path(old) / folder.name)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=OLD, dir=folder.parent))
+            folder.rename(old / folder.name)
             temporary.rename(folder)
+            sync_folder(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+            sync_folder(folder.parent)
 
 
 @contextmanager
@@ -103,7 +114,28 @@ def merged_into(folder: Path) -> Iterator[Path]:
         _sync(temporary)
         for file in sorted(temporary.iterdir()):
             file.replace(folder / file.name)
+        sync_folder(folder)
         temporary.rmdir()
+
+
+def swept(folder: Path) -> None:
+    """Remove what a run that was killed left half written; put back what it was about to replace."""
+    for path in folder.iterdir():
+        if path.name.startswith(OLD):
+            for inner in path.iterdir():
+                if not (folder / inner.name).exists():
+                    inner.rename(folder / inner.name)
+        if path.name.startswith((WRITING, OLD)):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(".") and path.suffix == ".part":
+            path.unlink()
+
+
+def removed(folder: Path) -> None:
+    """Remove a folder in a way that never leaves half of it under its name."""
+    doomed = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
+    folder.rename(doomed / folder.name)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def link_files(files: Iterable[Path], target: Path) -> None:
@@ -145,7 +177,7 @@ def _require_finite(model: nn.Module) -> None:
 @contextmanager
 def _temporary(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=".writing-", dir=parent))
+    path = Path(tempfile.mkdtemp(prefix=WRITING, dir=parent))
     path.chmod(0o755)
     try:
         yield path
@@ -155,5 +187,5 @@ def _temporary(parent: Path) -> Iterator[Path]:
 
 def _sync(folder: Path) -> None:
     for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        sync_file(file)
+    sync_folder(folder)

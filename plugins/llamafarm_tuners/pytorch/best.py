@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from llamafarm.api import TrainingConfig
 
@@ -48,6 +49,21 @@ class BestSoFar:
             return False
         self.step, self.value, self.metrics = step, value, metrics
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know."""
+        return {
+            "step": self.step,
+            "value": self.value,
+            "metrics": dict(self.metrics),
+            "reference": self._reference,
+            "waited": self._waited,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.step, self.value, self.metrics = state["step"], state["value"], state["metrics"]
+        self._reference, self._waited = state["reference"], state["waited"]
 
     @property
     def exhausted(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from llamafarm.errors import NumericError, Problem
 
@@ -16,6 +18,14 @@ class FiniteGuard:
     def __init__(self, *, scaled: bool) -> None:
         """With `scaled` (fp16), overflowing gradients are expected: such a step is skipped at a smaller scale."""
         self._scaled, self._skipped = scaled, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know."""
+        return {"skipped": self._skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._skipped = state["skipped"]
 
     def check(self, step: int, loss: float, grad_norm: float) -> None:
         """Check a step.

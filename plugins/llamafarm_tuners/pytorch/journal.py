@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from llamafarm.api import TrainingConfig
 from llamafarm.errors import DiskError
 from llamafarm.files import write_atomically
@@ -26,10 +28,11 @@ def on_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DiskError.of(
             "LF-DISK-010",
-            f"cannot write {path.name}: {error.strerror or error}",
+            f"cannot write {path.name}: {reason}",
             where=str(path),
             hint="free space or choose another output_dir; what was written before is intact",
         ) from error
@@ -64,17 +67,31 @@ def trainer_state(
 class Journal:
     """Appends to `trainer_log.jsonl`, and keeps the history for `trainer_state.json`.
 
+    A disk that takes nothing for a while costs no line: what could not be written is written with the next.
+
     Attributes:
         history: Entries of `log_history`.
+        failure: What the disk said last, as long as lines wait.
     """
 
     def __init__(self, folder: Path | None, total_steps: int) -> None:
-        """Start the file anew; without a folder (on all processes but one) only the history is kept."""
+        """Start the file anew; without a folder (on all processes but one) nothing is written."""
         self.history: list[dict[str, Any]] = []
+        self.failure: str | None = None
+        self._lines: list[str] = []
+        self._written = 0
         self._total_steps = total_steps
         self._path = folder / "trainer_log.jsonl" if folder else None
-        if self._path:
-            self._path.write_text("", encoding="utf-8")
+        self._write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All lines so far."""
+        return {"history": list(self.history), "lines": list(self._lines)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there: the file holds these lines and no others."""
+        self.history, self._lines, self._written = list(state["history"]), list(state["lines"]), 0
+        self._write()
 
     def log(self, step: int, epoch: float, elapsed: float, remaining: float, **values: float | None) -> None:
         """Append a line (`loss`, `eval_loss`, `lr` …; None is left out) that a reader sees at once."""
@@ -87,20 +104,38 @@ class Journal:
             "elapsed_time": clock(elapsed),
             "remaining_time": clock(remaining),
         }
-        self._append(line)
+        self._lines.append(json.dumps({k: v for k, v in line.items() if v is not None}, allow_nan=False))
+        self._write()
 
     def finish(self, step: int, epoch: float, elapsed: float, **values: float | None) -> None:
-        """Append the last line; also a run that stopped early is then at 100 percent."""
+        """Append the last line; also a run that stopped early is then at 100 percent.
+
+        Raises:
+            DiskError: If the disk still does not take the lines.
+        """
         self._total_steps = step
         self.log(step, epoch, elapsed, 0.0, **values)
+        if self._path and self.failure:
+            with on_disk(self._path):
+                raise OSError(self.failure)
 
     def remember(self, **entry: float) -> None:
         """Add an entry to `log_history`."""
         self.history.append(entry)
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def _write(self) -> None:
+        """Append what is not in the file yet. After a failure it may hold half a line, and is written anew."""
         if not self._path:
             return
-        text = json.dumps({key: value for key, value in line.items() if value is not None}, allow_nan=False)
-        with on_disk(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{text}\n")
+        anew = self._written == 0 or self.failure is not None
+        text = "".join(f"{line}\n" for line in self._lines[0 if anew else self._written :])
+        try:
+            if anew:
+                write_atomically(self._path, text)
+            else:
+                with self._path.open("a", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+        else:
+            self._written, self.failure = len(self._lines), None

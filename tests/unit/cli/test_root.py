@@ -62,7 +62,10 @@ def test_version(cli):
         (["trian"], "llamafarm: there is no command 'trian'; did you mean 'train'? [LF-USAGE-002]"),
         (["--verson"], "llamafarm: there is no option '--verson'; did you mean '--version'? [LF-USAGE-001]"),
         (["strategies", "lst"], "llamafarm strategies: there is no command 'lst'; did you mean 'list'? [LF-USAGE-002]"),
-        (["finetune"], "llamafarm finetune: a command is missing; give 'start' [LF-USAGE-002]"),
+        (
+            ["finetune"],
+            "llamafarm finetune: a command is missing; give 'evaluate', 'export', 'resume' or 'start' [LF-USAGE-002]",
+        ),
         (["train", "--epoch", "3"], "llamafarm train: there is no option '--epoch'; did you mean '--epochs'?"),
         (
             ["train", "--epochs"],

@@ -12,6 +12,7 @@ from core_test_components import registry as make_registry
 
 from llamafarm.api import hookimpl, hooks
 from llamafarm.core.load import load
+from llamafarm.core.lock import OwnerLock
 from llamafarm.core.plan import make_plan
 from llamafarm.core.request import Flag, Request
 from llamafarm.core.run import train
@@ -88,6 +89,7 @@ class Accounting(Pytorch):
         super().fit(plan, data, run)
         rows = {**data.counts, "trained": 1, "dropped_too_long": 1}
         run.emit("ledger", rows=rows, tokens={"train": {"tokens": 5}}, mask_audit={"train": "sound"})
+        run.emit("paths", batches="padded")
         raise ModelError.of("LF-MODEL-001", "broken")
 
 
@@ -98,6 +100,7 @@ def test_what_became_of_the_rows_is_recorded_before_training(project, tmp_path):
     facts = manifest(tmp_path)
     assert facts["rows"] == {"read": 2, "trained": 1, "held_out": 0, "copies": 0, "dropped_too_long": 1}
     assert facts["tokens"] == {"train": {"tokens": 5}}
+    assert facts["paths"] == {"batches": "padded"}
     assert facts["mask_audit"] == {"train": "sound"}
 
 
@@ -184,9 +187,8 @@ def test_foreign_folders_and_live_runs_are_never_touched(registry, project, tmp_
     (tmp_path / "output/thesis.tex").unlink()
     run(registry, project, flag)
     path = tmp_path / "output/llamafarm/manifest.json"
-    facts = json.loads(path.read_text()) | {"status": "running", "pid": os.getppid()}
-    path.write_text(json.dumps(facts))
-    with pytest.raises(RunDirectoryError, match=f"process {os.getppid()}"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    with OwnerLock(tmp_path / "output", "theirs"), pytest.raises(RunDirectoryError, match=f"process {os.getpid()}"):
         run(registry, project, flag)
 
 

@@ -86,5 +86,32 @@ def test_a_disk_that_refuses_is_an_error_of_ours(tmp_path):
     journal = Journal(tmp_path, 10)
     (tmp_path / "trainer_log.jsonl").unlink()
     (tmp_path / "trainer_log.jsonl").mkdir()
+    journal.log(1, 0.1, 1.0, 1.0)
+    assert journal.failure, "training goes on"
     with pytest.raises(DiskError, match="LF-DISK-010"):
-        journal.log(1, 0.1, 1.0, 1.0)
+        journal.finish(2, 0.2, 1.0)
+
+
+def test_lines_that_the_disk_refused_for_a_while_are_not_lost(tmp_path):
+    journal = Journal(tmp_path, 10)
+    path = tmp_path / "trainer_log.jsonl"
+    journal.log(1, 0.1, 1.0, 1.0)
+    path.unlink()
+    path.mkdir()
+    journal.log(2, 0.2, 1.0, 1.0)
+    path.rmdir()
+    journal.log(3, 0.3, 1.0, 1.0)
+    assert journal.failure is None
+    assert [json.loads(line)["current_steps"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_resumed_journal_holds_the_lines_of_its_state_and_no_others(tmp_path):
+    journal = Journal(tmp_path, 10)
+    journal.log(1, 0.1, 1.0, 1.0)
+    state = journal.state_dict()
+    journal.log(2, 0.2, 1.0, 1.0)
+    again = Journal(tmp_path, 10)
+    again.load_state_dict(state)
+    again.log(2, 0.2, 1.0, 1.0)
+    lines = (tmp_path / "trainer_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["current_steps"] for line in lines] == [1, 2]

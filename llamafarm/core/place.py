@@ -1,0 +1,80 @@
+"""Where a run writes: a folder made for it, or one that it comes back to."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from llamafarm.core.lock import OwnerLock
+from llamafarm.core.output import check_output_dir
+from llamafarm.core.record import OWN
+from llamafarm.errors import DiskError
+
+
+class NewPlace:
+    """Makes the output folder; unless `keep` is set in the end, takes it away and puts back what was there before."""
+
+    def __init__(self, folder: Path, run_id: str, *, overwrite: bool) -> None:
+        self.folder, self.run_id, self.overwrite, self.keep = folder, run_id, overwrite, False
+        self.before = folder.with_name(f".{folder.name}.before")
+        self.made: list[Path] = []
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._put_back()
+        check_output_dir(self.folder, overwrite=self.overwrite)
+        try:
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                self.folder.replace(self.before)
+            self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            (self.folder / OWN).mkdir(parents=True)
+            self._held.enter_context(OwnerLock(self.folder, self.run_id))
+        except OSError as error:
+            raise DiskError.of(
+                "LF-DISK-001", f"cannot make the output folder: {error.strerror}", where=str(self.folder)
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+        if self.keep:
+            if self.before.exists():
+                shutil.rmtree(self.before)
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self.made[1:]:
+            parent.rmdir()
+        if self.before.exists():
+            self.before.replace(self.folder)
+
+    def _put_back(self) -> None:
+        """A run that was killed while it replaced another left that one aside."""
+        if not self.before.is_dir():
+            return
+        if self.folder.exists():
+            shutil.rmtree(self.before)
+        else:
+            self.before.replace(self.folder)
+
+
+class OldPlace:
+    """Comes back to the folder of a run; whatever happens, it stays."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.keep = True
+        self._lock = OwnerLock(folder, run_id)
+        self._folder = folder
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.__enter__()
+        except OSError as error:
+            raise DiskError.of(
+                "LF-DISK-022", f"cannot write into the run's folder: {error.strerror}", where=str(self._folder)
+            ) from None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.__exit__(*exception)

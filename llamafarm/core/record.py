@@ -1,0 +1,28 @@
+"""What a run directory says about its run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+OWN: Final = "llamafarm"
+"""The sub-folder that marks a run directory as ours."""
+
+
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run directory, or None when it has none that can be read."""
+    return _json(folder / OWN / "manifest.json")
+
+
+def settings_of(folder: Path) -> dict[str, Any] | None:
+    """Every setting of the run, flat; None when there is no record of them."""
+    return _json(folder / OWN / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

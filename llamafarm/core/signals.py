@@ -1,0 +1,71 @@
+"""What signals ask of a run: to stop after its step, to stop now, to write a checkpoint and go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+from llamafarm.errors import ExitCode, Stopped
+
+_STOPPING: Final = ("SIGINT", "SIGTERM", "SIGHUP")
+_CHECKPOINT: Final = "SIGUSR1"
+_UNHURRIED: Final = frozenset({"training", "saving"})
+"""Phases that come to a good end by themselves: after the step, or with the result written."""
+
+
+class Wishes:
+    """Keeps what was asked.
+
+    An exception raised at an arbitrary instant may land in a callback of a library, which drops it; so while a model
+    trains, the first signal only sets a mark. Elsewhere, and the second time, it stops the run at once; that tears
+    nothing, because everything is written beside its place first.
+
+    Attributes:
+        stop: The signal that asked to stop; None: none did.
+        checkpoint: Whether a checkpoint was asked for.
+    """
+
+    def __init__(self, phase: Callable[[], str]) -> None:
+        self._phase = phase
+        self.stop: signal.Signals | None = None
+        self.checkpoint = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen to signals; they are as before at the end. Only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {}
+        for name in (*_STOPPING, _CHECKPOINT):
+            number = getattr(signal, name, None)  # Windows has few of them
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                before[number] = signal.signal(number, self._ask if name == _CHECKPOINT else self._stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """130 for Ctrl-C, 75 for what a scheduler sends."""
+        return ExitCode.INTERRUPTED if self.stop in (None, signal.SIGINT) else ExitCode.REQUEUE
+
+    @property
+    def reason(self) -> str:
+        """What stopped it, in a word."""
+        return "Ctrl-C" if self.stop in (None, signal.SIGINT) else str(self.stop and self.stop.name)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        first = self.stop is None
+        self.stop = signal.Signals(number)
+        if not (first and self._phase() in _UNHURRIED):
+            raise Stopped(self.exit_code, "")
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.checkpoint = True

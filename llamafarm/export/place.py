@@ -1,0 +1,68 @@
+"""The folder of an export: written beside its place and renamed into it, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llamafarm.errors import DiskError, UsageError
+from llamafarm.export.report import REPORT_FILE
+
+
+def check_place(output: Path, model: Path | None, *, overwrite: bool) -> None:
+    """Refuse a place that holds something, before any work is done.
+
+    Raises:
+        UsageError: If it is a file, is the model itself, or holds what may not be replaced.
+    """
+    if model is not None and output.resolve() == model.resolve():
+        hint = f"use --output {output}/merged or another folder"
+        raise UsageError.of("LF-USAGE-022", f"{output} is the model itself", hint=hint)
+    if output.exists() and not output.is_dir():
+        raise UsageError.of("LF-USAGE-021", f"{output} is a file", hint="give the name of a folder")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (output / REPORT_FILE).is_file():
+        message = f"{output} is not empty and holds no export of ours"
+        raise UsageError.of("LF-USAGE-021", message, hint="give another folder: this one is never replaced")
+    if not overwrite:
+        hint = "give another folder, or --overwrite"
+        raise UsageError.of("LF-USAGE-021", f"{output} holds an export already", hint=hint)
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `output` at the end, or goes away on failure.
+
+    Raises:
+        DiskError: If it cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=output.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # the library of safetensors leaves it to the owner alone
+                _sync(file)
+        with tempfile.TemporaryDirectory(prefix=".old-", dir=output.parent) as old:
+            if output.exists():
+                output.rename(Path(old) / output.name)
+            temporary.rename(output)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DiskError.of("LF-DISK-001", f"cannot write {output}: {reason}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())

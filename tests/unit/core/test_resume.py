@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from core_test_components import Cpu, Hash, Lora, Pytorch
+from core_test_components import registry as make_registry
+
+from llamafarm.core.load import load
+from llamafarm.core.lock import LOCK, OwnerLock, live_owner, this_process
+from llamafarm.core.place import OldPlace
+from llamafarm.core.plan import make_plan
+from llamafarm.core.record import OWN, manifest_of, settings_of
+from llamafarm.core.request import Request
+from llamafarm.core.resume import asked_for, checked, find_run
+from llamafarm.core.run import train
+from llamafarm.errors import DiskError, RunDirectoryError, StrategyError
+
+STRATEGY = "name: try\nfine_tuner: {config: {base_model: ./base, dataset: data.jsonl}}\n"
+
+
+class Stopped(Pytorch):
+    """Takes a step, and is then interrupted, unless it is resumed."""
+
+    resumes = True
+
+    def fit(self, plan, data, run):
+        result = super().fit(plan, data, run)
+        run.emit("log", step=1 if plan.resume is None else 2, loss=1.0)
+        if plan.resume is None:
+            run.emit("log", step=2, loss=9.0)
+            raise KeyboardInterrupt
+        return result
+
+
+@pytest.fixture
+def registry():
+    return make_registry(Lora, Stopped, Cpu, Hash)
+
+
+@pytest.fixture
+def project(write, tmp_path):
+    write("{}", "base/config.json")
+    write('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n', "data.jsonl")
+    return write(STRATEGY)
+
+
+def run(registry, name, resume=None, sets=()):
+    loaded = load(Request(name, sets=sets), registry)
+    point = checked(resume, loaded, registry).point if resume else None
+    return train(loaded, make_plan(loaded, registry, point), registry, lambda event: None)
+
+
+@pytest.fixture
+def interrupted(registry, project, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(registry, project)
+    return tmp_path / "output"
+
+
+def test_a_run_goes_on_where_it_was_under_its_own_name(registry, interrupted):
+    before = manifest_of(interrupted)
+    assert before["status"] == "interrupted"
+    found = find_run("output")
+    outcome = run(registry, found.strategy, found)
+    after = manifest_of(interrupted)
+    assert outcome.run_id == before["run_id"] == after["run_id"]
+    assert (after["status"], after["started"]) == ("completed", before["started"])
+    assert "error" not in after
+    assert len(after["resumed"]) == 1
+    assert (interrupted / OWN / "strategy.yaml").read_text() == STRATEGY
+
+
+def test_without_a_name_the_last_run_is_meant(registry, project, tmp_path, interrupted):
+    later = tmp_path / "deep" / "er" / OWN
+    later.mkdir(parents=True)
+    (later / "manifest.json").write_text(json.dumps({"started": "2999-01-01T00:00:00+00:00"}))
+    assert find_run("last").folder.resolve() == (tmp_path / "deep" / "er").resolve()
+
+
+def test_no_run_to_resume(write, tmp_path):
+    write("{}", "base/config.json")
+    for target in ("last", "base", "nowhere"):
+        with pytest.raises(RunDirectoryError, match="LF-RUN-011"):
+            find_run(target)
+
+
+def test_a_checkpoint_stands_for_its_run(interrupted):
+    (interrupted / "checkpoint-3").mkdir()
+    found = find_run("output/checkpoint-3")
+    assert found.folder.resolve() == interrupted.resolve()
+    assert found.point.checkpoint.name == "checkpoint-3"
+    with pytest.raises(RunDirectoryError, match=r"it has: checkpoint-3.*LF-RUN-012"):
+        find_run("output/checkpoint-4")
+
+
+def test_the_same_command_begins_or_goes_on(registry, project, tmp_path):
+    loaded = load(Request(project, sets=("training.resume_from_checkpoint=true",)), registry)
+    assert asked_for(loaded) is None
+    with pytest.raises(KeyboardInterrupt):
+        run(registry, project)
+    found = asked_for(loaded)
+    assert found.folder.resolve() == (tmp_path / "output").resolve()
+    elsewhere = load(Request(project, sets=("training.resume_from_checkpoint=output", "output_dir=b")), registry)
+    with pytest.raises(RunDirectoryError, match="LF-RUN-014"):
+        asked_for(elsewhere)
+
+
+def test_the_contract_is_kept(registry, project, interrupted):
+    found = find_run("output")
+    with pytest.raises(StrategyError, match=r"training\.seed was 42 and is 7.*LF-TRAIN-053"):
+        run(registry, project, found, ("training.seed=7",))
+    with pytest.raises(StrategyError, match=r"learning_rate was .* and is 0\.5.*LF-TRAIN-054"):
+        run(registry, project, found, ("training.learning_rate=0.5",))
+    run(registry, project, find_run("output", allow_changes=True), ("training.learning_rate=0.5",))
+    assert settings_of(interrupted)["training.learning_rate"] == 0.5
+    with pytest.raises(RunDirectoryError, match="LF-RUN-013"):
+        run(registry, found.strategy, find_run("output"))
+
+
+def test_a_fine_tuner_that_cannot_resume_says_so(project, interrupted):
+    registry = make_registry(Lora, Pytorch, Cpu, Hash)
+    with pytest.raises(StrategyError, match=r"'pytorch' cannot resume.*LF-TRAIN-055"):
+        run(registry, project, find_run("output"))
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    with pytest.raises(DiskError, match="LF-DISK-022"), OldPlace(tmp_path / "gone", "run"):
+        pass
+
+
+def test_a_lock_is_taken_over_from_the_dead_only(tmp_path):
+    (tmp_path / OWN).mkdir()
+    path = tmp_path / OWN / LOCK
+    with OwnerLock(tmp_path, "one") as held:
+        assert held.stale is None
+        assert live_owner(tmp_path)["pid"] == os.getpid()
+        with pytest.raises(RunDirectoryError, match=rf"one is writing here \(process {os.getpid()} on "):
+            OwnerLock(tmp_path, "two").__enter__()
+    assert live_owner(tmp_path) is None
+    path.write_text(json.dumps(this_process() | {"pid": 1, "run_id": "killed"}))  # the system freed its lock
+    assert live_owner(tmp_path) is None
+    with OwnerLock(tmp_path, "two") as held:
+        assert held.stale["run_id"] == "killed"
