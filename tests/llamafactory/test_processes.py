@@ -110,9 +110,16 @@ def test_when_theirs_is_killed_the_run_fails_clearly(started):
 def test_ctrl_c_ends_after_the_step_with_a_checkpoint(started):
     ours, group, folder = started
     ours.send_signal(signal.SIGINT)
-    ours.stderr.read()
+    assert "--resume" in ours.stderr.read().decode()
     assert ours.wait() == 130
     assert not members(group)
     log = [json.loads(line) for line in (folder / "out" / "trainer_log.jsonl").read_text().splitlines()]
     last = max(line["current_steps"] for line in log)
     assert (folder / "out" / f"checkpoint-{last}" / "optimizer.pt").is_file()
+    command = [sys.executable, "-m", "llamafarm", "train", "--resume", "out", "--allow-changes"]
+    command += ["--set", f"training.max_steps={last + 2}"]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    lines = [json.loads(line) for line in (folder / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    assert [line["current_steps"] for line in lines if "loss" in line] == list(range(1, last + 3))
+    assert (folder / "out" / "adapter_model.safetensors").is_file()

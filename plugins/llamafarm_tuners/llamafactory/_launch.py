@@ -2,8 +2,8 @@
 
 Usage: python _launch.py ARGUMENTS.json EVENTS.jsonl
 
-Standard input is the line to the parent: `stop` on it ends training after the step with a checkpoint; its end means
-that the parent is gone, and then this process and all it has started end too.
+Standard input is the line to the parent: `stop` on it ends training after the step with a checkpoint, `save` writes a
+checkpoint; its end means that the parent is gone, and then this process and all it has started end too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_stop = threading.Event()
+_stop, _save = threading.Event(), threading.Event()
 
 
 def listen() -> None:
@@ -25,6 +25,8 @@ def listen() -> None:
     while said := os.read(0, 64):  # not through sys.stdin: its lock would be held when the interpreter ends
         if b"stop" in said:
             _stop.set()
+        if b"save" in said:
+            _save.set()
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
@@ -54,6 +56,9 @@ def reporter(events: Path) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if _stop.is_set():
                 control.should_save = control.should_training_stop = True
+            elif _save.is_set():
+                _save.clear()
+                control.should_save = True
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             stopped = _stop.is_set() and state.global_step < state.max_steps

@@ -179,6 +179,10 @@ def _base(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
         yield Decision("base_model.device_map", "not used", "in training the whole model is on one device per process")
     if plan.device.count > 1:
         yield Decision("devices", f"1 of {plan.device.count}", "this run uses one device")
+    if plan.resume is not None and config.training.load_best_model_at_end:
+        where = plan.given.get("training.load_best_model_at_end", "")
+        message = "load_best_model_at_end: LLaMA-Factory loses sight of the best checkpoint when a run goes on"
+        yield Problem("LF-RUN-041", message, where, "add --set training.load_best_model_at_end=false")
     if config.resume_from_checkpoint:
         folder = Path(config.resume_from_checkpoint).expanduser()
         if not (folder / "trainer_state.json").is_file():

@@ -69,10 +69,9 @@ def run_process(
                 hear(line)
             if run.stop_requested and not asked:
                 asked = True
-                assert child.stdin
-                with suppress(BrokenPipeError):
-                    child.stdin.write(b"stop\n")
-                    child.stdin.flush()
+                _tell(child, b"stop\n")
+            elif run.take_checkpoint_request():
+                _tell(child, b"save\n")
             time.sleep(_POLL_S)
         for line in tail.lines():
             hear(line)
@@ -110,6 +109,13 @@ def end(child: subprocess.Popen[bytes]) -> None:
     if child.stdin:
         with suppress(BrokenPipeError):
             child.stdin.close()
+
+
+def _tell(child: subprocess.Popen[bytes], word: bytes) -> None:
+    assert child.stdin
+    with suppress(BrokenPipeError):
+        child.stdin.write(word)
+        child.stdin.flush()
 
 
 def _signal(group: int, number: int) -> None:

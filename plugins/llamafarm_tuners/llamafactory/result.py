@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,27 @@ def adopt(output: Path, folder: Path, base: str) -> None:
         _name_base(place, base)
     for path in sorted(output.iterdir()) if output.is_dir() else []:
         target = folder / path.name
+        if path.is_dir() and path.name.startswith("checkpoint-") and path not in checkpoints(output):
+            continue  # its writing was cut off
         if target.is_symlink() or target.is_file():
             target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
         path.replace(target)
+
+
+def log_until(folder: Path, step: int) -> list[str]:
+    """Lines of the run's log up to a step, from which it goes on."""
+    path = folder / "trainer_log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line for line in lines if '"loss"' in line and int(json.loads(line).get("current_steps", 0)) <= step]
+
+
+def put_before(lines: Sequence[str], folder: Path) -> None:
+    """Put earlier lines before those of the log."""
+    path = folder / "trainer_log.jsonl"
+    if lines and path.is_file():
+        write_atomically(path, "".join(f"{line}\n" for line in [*lines, *path.read_text("utf-8").splitlines()]))
 
 
 def finish(plan: RunPlan, base: str, adapter: Mapping[str, Any], course: Course) -> TrainingResult:

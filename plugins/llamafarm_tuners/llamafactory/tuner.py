@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from llamafarm_tuners.llamafactory.course import Course
 from llamafarm_tuners.llamafactory.environment import BACKEND, child_environment
 from llamafarm_tuners.llamafactory.failures import failure
 from llamafarm_tuners.llamafactory.process import run_process
-from llamafarm_tuners.llamafactory.result import adopt, checkpoints, finish
+from llamafarm_tuners.llamafactory.result import adopt, checkpoints, finish, log_until, put_before
 from llamafarm_tuners.llamafactory.rows import Form, form_of, write_rows
 from llamafarm_tuners.llamafactory.translate import stage_of, tokenizes_itself, translate
 
@@ -29,6 +30,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
     name = "llamafactory"
     adapter_kinds = frozenset({"lora", "dora", "full", "freeze"})
     backend = BACKEND
+    resumes = True
 
     @classmethod
     def default_method(cls, given: Mapping[str, Any]) -> str | None:
@@ -52,8 +54,14 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             hint = "run: llamafarm backends setup llamafactory"
             raise PluginError.of("LF-PLUGIN-070", "LLaMA-Factory is not set up", hint=hint)
         place = plan.output_dir.absolute() / "llamafarm" / "llamafactory"
-        arguments = self._prepare(plan, data, run, place)
         base = self.config.base_model.huggingface_id or ""
+        start = self._start(plan, run, place)
+        before = log_until(plan.output_dir, _step(start)) if start else []
+        arguments = self._prepare(plan, data, run, place)
+        if start:
+            arguments["resume_from_checkpoint"] = str(start.absolute())
+        text = json.dumps(arguments, indent=2, ensure_ascii=False)
+        (place / "train.yaml").write_text(f"{text}\n", encoding="utf-8")  # JSON is YAML
         output = Path(arguments["output_dir"])
         board = self._board(plan.output_dir)
         course = Course(run, locate(base).public_name, arguments["finetuning_type"], board, plan.output_dir)
@@ -65,6 +73,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             names = [path.name for path in checkpoints(output)]
         finally:
             adopt(output, plan.output_dir, base)
+            put_before(before, plan.output_dir)
             if board is not None:
                 board.close()
         if code != 0:
@@ -73,6 +82,19 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             raise KeyboardInterrupt
         run.emit("phase", name="saving")
         return finish(plan, base, arguments, course)
+
+    def _start(self, plan: RunPlan, run: RunContext, place: Path) -> Path | None:
+        """The checkpoint from which a run goes on; what a process that was killed left is brought to its place."""
+        if plan.resume is None:
+            return None
+        adopt(place / "output", plan.output_dir, self.config.base_model.huggingface_id or "")
+        shutil.rmtree(place, ignore_errors=True)
+        found = plan.resume.checkpoint or next(reversed(checkpoints(plan.output_dir)), None)
+        reasons = ["the exactness of LLaMA-Factory's resuming is not proved"] if found else []
+        run.emit("resumed", step=_step(found) if found else 0, exact=not reasons, reasons=reasons)
+        where = f"goes on from {found.name}" if found else "there is no checkpoint yet: it starts from the beginning"
+        run.emit("notice", message=f"LLaMA-Factory {where}")
+        return found
 
     def _prepare(self, plan: RunPlan, data: PreparedData, run: RunContext, place: Path) -> dict[str, Any]:
         """Write rows and arguments."""
@@ -98,8 +120,6 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             output=place / "output",
             tokens=tokens,
         )
-        text = json.dumps(arguments, indent=2, ensure_ascii=False)
-        (place / "train.yaml").write_text(f"{text}\n", encoding="utf-8")  # JSON is YAML
         live = plan.output_dir / "trainer_log.jsonl"
         live.unlink(missing_ok=True)
         live.symlink_to(Path("llamafarm") / "llamafactory" / "output" / live.name)
@@ -121,3 +141,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
         from llamafarm_tuners.llamafactory._board import board
 
         return board(folder)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

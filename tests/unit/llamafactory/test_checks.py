@@ -67,6 +67,17 @@ def test_refused(make, marked, options, method, id_, words):
     assert words in str(problem)
 
 
+def test_going_on_without_the_best(make, marked):
+    from dataclasses import replace
+
+    from llamafarm.api import ResumePoint
+
+    options = {"training": {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}}
+    tuner, plan = make(options, LORA)
+    found = list(tuner.check(replace(plan, resume=ResumePoint())))
+    assert [one.id for one in found if isinstance(one, Problem)] == ["LF-RUN-041"]
+
+
 def test_it_is_not_set_up(make, monkeypatch, tmp_path):
     monkeypatch.setenv("LLAMAFARM_HOME", str(tmp_path))
     (problem,) = problems(make, {}, LORA)
