@@ -109,7 +109,7 @@ def _settings(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
     for rule in _rules(config, plan):
         if rule.on:
             path = next((given for given in plan.given if given.startswith(rule.path)), "")
-            if path:
+            if path and plan.resume is None:  # a resumed run holds what was decided for it as if it were given
                 yield Problem("LF-STRATEGY-084", f"{rule.path}: {rule.reason}", plan.given[path], rule.hint)
             else:
                 yield Decision(rule.path, "off", rule.reason)
