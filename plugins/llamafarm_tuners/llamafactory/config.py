@@ -42,7 +42,7 @@ NATIVE = (
 _TRAINING = {
     name: f"training.{TrainingConfig.aliases.get(name, name)}"
     for name in (*TrainingConfig.model_fields, *TrainingConfig.aliases)
-    if name not in {"stage", "packing", "neat_packing"}
+    if name not in {"stage", "packing", "neat_packing", "resume_from_checkpoint"}
 }
 
 
