@@ -114,9 +114,9 @@ def test_held_out_rows_are_ours(run_strategy):
     splitter = {"type": "hash", "config": {"eval_percentage": 20}}
     finished = run_strategy(block(method="lora", training=training), data_splitter=splitter)
     manifest = json.loads((finished.output_dir / "llamafarm" / "manifest.json").read_text())
-    data = finished.output_dir / "llamafarm" / "llamafactory" / "data"
-    for side, name in (("trained", "train"), ("held_out", "eval")):
-        assert len((data / f"llamafarm_{name}.jsonl").read_text().splitlines()) == manifest["rows"][side] > 0
+    data = finished.output_dir / "llamafarm" / "llamafactory" / "tokens"
+    for side, name in (("trained", "train"), ("held_out", "validation")):
+        assert len((data / f"{name}.jsonl").read_text().splitlines()) == manifest["rows"][side] > 0
     assert isinstance(finished.result.metrics["eval_loss"], float)
     assert finished.result.best_step in (2, 4)
 
