@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamafarm.api.backend import Backend, Comparison, Installed, TrainStrategy, backend_folder, installed
 from llamafarm.api.components import (
     Component,
     ContractError,
@@ -47,7 +48,9 @@ from llamafarm.api.values import (
 
 __all__ = [
     "AdapterSpec",
+    "Backend",
     "BaseModelConfig",
+    "Comparison",
     "Component",
     "Config",
     "ContractError",
@@ -65,6 +68,7 @@ __all__ = [
     "GenerateDataConfig",
     "GuardConfig",
     "HardwareProfile",
+    "Installed",
     "MaskAuditConfig",
     "Message",
     "Method",
@@ -79,8 +83,11 @@ __all__ = [
     "RunPlan",
     "SourceConfig",
     "Suggestion",
+    "TrainStrategy",
     "TrainingConfig",
     "TrainingResult",
     "Workload",
+    "backend_folder",
     "hookimpl",
+    "installed",
 ]

@@ -14,6 +14,7 @@ from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
+from llamafarm.api.backend import Backend
 from llamafarm.api.config import Config, FineTunerConfig
 from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.values import (
@@ -108,12 +109,23 @@ class FineTuner(Component[TunerConfigT]):
 
     Attributes:
         adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
+        backend: The program that it runs in an environment of its own, if it does.
         resumes: Whether it goes on from `RunPlan.resume`.
     """
 
     family = "fine_tuner"
     resumes: ClassVar[bool] = False
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
+    backend: ClassVar[Backend | None] = None
+
+    @classmethod
+    def default_method(cls, given: Mapping[str, Any]) -> str | None:  # noqa: ARG003  # for overriders
+        """The method that stands for an absent one.
+
+        Args:
+            given: The fine-tuner's configuration in canonical names, before validation.
+        """
+        return "lora" if cls.adapter_kinds else None
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # for overriders
         """Refuse (problems) or explain (decisions) before anything is loaded; imports nothing heavy."""

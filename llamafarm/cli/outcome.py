@@ -81,7 +81,8 @@ def show_outcome(
 def _headline(planned: Planned) -> str:
     plan = planned.plan
     methods = "+".join(method.name for method in plan.methods)
-    return f"{plan.name}: {methods} with {planned.tuner.name} on {plan.device.type}, to {plan.output_dir}"
+    how = " with ".join(filter(None, [methods, planned.tuner.name]))
+    return f"{plan.name}: {how} on {plan.device.type}, to {plan.output_dir}"
 
 
 def _decisions(planned: Planned) -> list[list[str]]:

@@ -76,12 +76,23 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
             "list": Leaf("llamafarm.cli.strategies:list_", "List what can be trained by name."),
             "show": Leaf("llamafarm.cli.strategies:show", "Print a strategy's file."),
             "copy": Leaf("llamafarm.cli.strategies:copy", "Copy a strategy's file, to make it yours."),
+            "import": Leaf("llamafarm.cli.import_strategy:import_", "Turn a file of LLaMA-Factory into a strategy."),
         },
         default="list",
     ),
     "plugins": Branch(
         "Installed components.",
         {"list": Leaf("llamafarm.cli.plugins:list_", "List components, and plugins that could not be loaded.")},
+        default="list",
+    ),
+    "backends": Branch(
+        "Programs that fine-tuners run in environments of their own.",
+        {
+            "list": Leaf("llamafarm.cli.backends:list_", "List backends, and whether they are set up."),
+            "setup": Leaf("llamafarm.cli.backends:setup", "Install a backend, or take one that is installed."),
+            "check": Leaf("llamafarm.cli.backends:check", "Check that a backend works, and computes what ours does."),
+            "remove": Leaf("llamafarm.cli.backends:remove", "Delete what `setup` made."),
+        },
         default="list",
     ),
     "schema": Leaf("llamafarm.cli.schema:schema", "Print the JSON Schema of strategies, for editors."),

@@ -150,7 +150,7 @@ class _Canonicalizer:
         """An option of a method among the fine-tuner's own: the method is on the stack, behind what is there."""
         target: Path = (*TUNER, "method")
         if descend(self.out.values, target) is None:
-            below = descend(self.base, target) or self.registry.default_methods(tuner)
+            below = descend(self.base, target) or self.registry.default_methods(tuner, descend(self.out.values, TUNER))
             there = any(method.get("type") == type_ for method in below)  # the same stack: completed by the merge
             kept = [{"type": method.get("type")} if there else dict(method) for method in below]
             self.out.put(target, kept, self.origin(path))

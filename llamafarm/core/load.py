@@ -148,7 +148,8 @@ class _Loading:
         """What each method of the stack suggests for training, the weakest of all."""
         layers = []
         tuner = descend(values, (*TUNER[:2], "type")) or "pytorch"
-        for method in descend(values, (*TUNER, "method")) or self.registry.default_methods(tuner):
+        given = descend(values, TUNER)
+        for method in descend(values, (*TUNER, "method")) or self.registry.default_methods(tuner, given):
             registered = self.registry.family("method").get(str(method.get("type")))
             if registered is not None and issubclass(registered.component, Method):
                 layer = Layer()

@@ -141,12 +141,13 @@ class Registry:
             for key in sorted(method.loose_keys)
         }
 
-    def default_methods(self, tuner: object) -> list[dict[str, str]]:
-        """What stands for an absent `method`: lora, or nothing for a fine-tuner that takes no method."""
+    def default_methods(self, tuner: object, given: Any) -> list[dict[str, str]]:
+        """What stands for an absent `method` in the configuration `given`: as the fine-tuner says, mostly lora."""
         registered = self.family("fine_tuner").get(str(tuner))
-        if registered and issubclass(registered.component, FineTuner) and not registered.component.adapter_kinds:
-            return []
-        return [{"type": "lora"}]
+        if registered is None or not issubclass(registered.component, FineTuner):
+            return [{"type": "lora"}]
+        default = registered.component.default_method(given if isinstance(given, Mapping) else {})
+        return [{"type": default}] if default else []
 
     def run_started(self, run: RunContext) -> None:
         """Tell the observers."""
