@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
-from llamafarm.models._adapter import repeatable, without_idle_warnings
+from llamafarm.models._adapter import adapter_config, check_tensors, repeatable, without_idle_warnings
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -24,8 +23,11 @@ from llamafarm.models._tokenizer import (
     quiet,
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
+from llamafarm.models.adapter_config import base_named_by, require_base_here, require_weights
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.prequantized import require_library
+from llamafarm.models.safety import require_safetensors
+from llamafarm.models.templates import limited
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -56,7 +58,9 @@ def load_model(
     quiet()
     located = available(config)
     require_library(located, config)
-    arguments = hub_arguments(config) | {"dtype": dtype}
+    if located.folder is not None:
+        require_safetensors(located.folder, located.given)
+    arguments = hub_arguments(config) | {"dtype": dtype, "use_safetensors": True}
     if attention:
         arguments["attn_implementation"] = attention
     if quantization:
@@ -107,10 +111,11 @@ def _load_adapter(
     from peft import PeftModel
 
     assert located.folder
-    described = json.loads((located.folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = options.model_copy(update={"huggingface_id": described.get("base_model_name_or_path") or None})
+    base = options.model_copy(update={"huggingface_id": base_named_by(located.folder), "trust_remote_code": False})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
+    require_base_here(base.huggingface_id, base, located.given)
+    require_weights(located.folder, located.given)
     loaded = load_model(base, dtype=dtype, quantization=rounded)
     if getattr(loaded, "is_quantized", False) and rounded is not None:
         loaded = loaded.dequantize(dtype)
@@ -120,7 +125,9 @@ def _load_adapter(
         add_rows(loaded, additions)
     name_special_tokens(loaded, tokenizer)
     with explained(located, "adapter"), repeatable(), without_idle_warnings():
-        adapted = PeftModel.from_pretrained(loaded, str(located.folder))
+        with limited():  # its patterns are matched against the names of all modules
+            adapted = PeftModel.from_pretrained(loaded, str(located.folder), config=adapter_config(located.folder))
+    check_tensors(adapted, located.folder)
     return adapted, tokenizer
 
 
