@@ -77,7 +77,7 @@ def _brought_by_its_class(config: ScratchConfig) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         bare.save_pretrained(folder)
         (Path(folder) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-        loaded = AutoTokenizer.from_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return {name: str(token) for name, token in loaded.special_tokens_map.items() if name not in config.special_tokens}
 
 
