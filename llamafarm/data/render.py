@@ -27,9 +27,7 @@ Turn = dict[str, Any]
 Range = tuple[int, int]
 
 
-def renderer(
-    tokenizer: Any, *, spans: bool = True, split_special_tokens: bool = True
-) -> Callable[[Example], Rendered]:
+def renderer(tokenizer: Any, *, spans: bool = True, split_special_tokens: bool = True) -> Callable[[Example], Rendered]:
     """The way to render examples that suits the tokenizer: its chat template, or plain text without one.
 
     Args:

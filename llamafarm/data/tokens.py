@@ -70,8 +70,8 @@ class Tokenized:
     Attributes:
         rows: In the order of the examples.
         counts: `examples`, of them `learned_from`, `first_token_added` (it was not there) and
-            `with_special_tokens_as_text`, `rows`, `tokens`, `trained_tokens`, `longest`; and what a too small length cost:
-            `truncated`, `cut_into_pieces`, `dropped_without_answer`, `dropped_too_long` (examples), `tokens_cut`,
+            `with_special_tokens_as_text`, `rows`, `tokens`, `trained_tokens`, `longest`; and what a too small length
+            cost: `truncated`, `cut_into_pieces`, `dropped_without_answer`, `dropped_too_long` (examples), `tokens_cut`,
             `trained_tokens_cut`, `end_tokens_cut`, and `answers_without_end`: begun, so that they would be learned
             as answers that go on.
         losses: Examples that lost something to learn: index → trained tokens and answers' ends.

@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from llamafarm.errors import ModelError
+from llamafarm.errors import ModelError, SecurityError
 from llamafarm.models.adapter_config import FILE, WEIGHTS, read_adapter_config
+from llamafarm.models.templates import CPU_SECONDS, TooCostly, limited
 
 _WRAPPING = re.compile(r"\.(default|modules_to_save|base_layer|original_module|weight)(?=\.|$)")
 """Parts of a tensor's name that differ between an adapter's file and the model it is loaded into."""
@@ -60,6 +61,30 @@ def adapter_config(folder: Path) -> Any:
     except (TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError.of("LF-MODEL-174", f"{FILE}: {reason}", where=str(folder / FILE)) from None
+
+
+def check_patterns(model: nn.Module, config: Any, given: str) -> None:
+    """Match an adapter's patterns against the names of all modules, as PEFT will, but not for ever.
+
+    Raises:
+        ModelError: If one is no pattern.
+        SecurityError: If one does not come to an end.
+    """
+    told = [getattr(config, name, None) for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    patterns = [pattern for pattern in told if isinstance(pattern, str)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns += [rf"(.*\.)?({key})$" for key in getattr(config, name, None) or {}]
+    try:
+        with limited():
+            for pattern in patterns:
+                compiled = re.compile(pattern)
+                for name, _ in model.named_modules():
+                    compiled.fullmatch(name)
+    except TooCostly:
+        message = f"the adapter in {given} has a pattern that does not end in {CPU_SECONDS} seconds"
+        raise SecurityError.of("LF-SECURITY-012", message, hint="list the names of its modules instead") from None
+    except (re.error, RecursionError) as error:
+        raise ModelError.of("LF-MODEL-174", f"{FILE} of {given} has no valid pattern: {error}") from None
 
 
 def check_tensors(model: nn.Module, folder: Path) -> None:

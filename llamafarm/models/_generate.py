@@ -106,7 +106,9 @@ def _encode(prompt: str | Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]
         raise ModelError.of("LF-MODEL-031", f"the chat template refuses these messages: {error}") from error
     check_output(text, len(str(tokenizer.chat_template)) + len(str(prompt)), "the tokenizer")
     text, literal = literals.shown(text)  # what the messages bring is text, as in training
-    return literals.encode(text, literal)[0] if literal else list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return (
+        literals.encode(text, literal)[0] if literal else list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    )
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]) -> list[int]:

@@ -12,7 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
-from llamafarm.models._adapter import adapter_config, check_tensors, repeatable, without_idle_warnings
+from llamafarm.models._adapter import (
+    adapter_config,
+    check_patterns,
+    check_tensors,
+    repeatable,
+    without_idle_warnings,
+)
 from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -27,7 +33,6 @@ from llamafarm.models.adapter_config import base_named_by, require_base_here, re
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.prequantized import require_library
 from llamafarm.models.safety import require_safetensors
-from llamafarm.models.templates import limited
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -124,9 +129,10 @@ def _load_adapter(
     if additions := read_additions(located.folder) or _foreign_additions(located.folder, loaded, tokenizer):
         add_rows(loaded, additions)
     name_special_tokens(loaded, tokenizer)
+    described = adapter_config(located.folder)
+    check_patterns(loaded, described, located.given)
     with explained(located, "adapter"), repeatable(), without_idle_warnings():
-        with limited():  # its patterns are matched against the names of all modules
-            adapted = PeftModel.from_pretrained(loaded, str(located.folder), config=adapter_config(located.folder))
+        adapted = PeftModel.from_pretrained(loaded, str(located.folder), config=described)
     check_tensors(adapted, located.folder)
     return adapted, tokenizer
 

@@ -18,7 +18,7 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError, NetworkError, SecurityError
 from llamafarm.models.hub import fetch_config
 from llamafarm.models.locate import Located, locate
-from llamafarm.models.safety import check_folder
+from llamafarm.models.safety import check_folder, require_floors
 from llamafarm.models.special import Vocabulary, extended, pad_is_text
 from llamafarm.models.templates import check_templates
 
@@ -68,6 +68,7 @@ def available(config: BaseModelConfig) -> Located:
         NetworkError: If the hub cannot be reached.
         SecurityError: If its files choose code, or lead out of its folder.
     """
+    require_floors()
     if not config.huggingface_id:
         raise ModelError.of("LF-MODEL-009", "no base model is named", hint="set base_model: NAME")
     located = locate(config.huggingface_id)

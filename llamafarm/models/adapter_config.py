@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,10 +91,9 @@ def require_weights(folder: Path, given: str) -> None:
 
 def _check_sizes(path: Path, key: str, value: Any) -> None:
     for size in value.values() if isinstance(value, dict) else [value]:
-        if size is None or (isinstance(size, (int, float)) and not isinstance(size, bool) and math.isfinite(size)):
-            if size is None or 0 <= size <= _LARGEST_RANK:
-                continue
-        raise _unusable(path, f"{key!r} is {str(value)[:60]}, and no rank or scale can be that")
+        number = isinstance(size, (int, float)) and not isinstance(size, bool)
+        if size is not None and not (number and 0 <= size <= _LARGEST_RANK):  # a NaN is in no range
+            raise _unusable(path, f"{key!r} is {str(value)[:60]}, and no rank or scale can be that")
 
 
 def _check_pattern(path: Path, key: str, value: Any) -> None:

@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from llamafarm.errors import ModelError, SecurityError
 
@@ -35,7 +39,28 @@ _EXPERTS = frozenset({"eager", "batched_mm", "grouped_mm"})
 _LARGEST = {"layers": 4096, "size": 1 << 26, "heads": 1 << 16}
 """Upper bounds of what a configuration may ask memory for, by the word in the key."""
 
+_FLOORS = {
+    "transformers": ("5.3", "below 5.3 a model's config.json can load code (CVE-2026-4372, CVE-2026-5241)"),
+    "jinja2": ("3.1.6", "below 3.1.6 a chat template can leave its sandbox (CVE-2025-27516)"),
+    "torch": ("2.10", "below 2.10 a file can corrupt memory where it is loaded (CVE-2026-24747)"),
+}
+"""Library → its oldest version without a hole that files reach, and that hole."""
+
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
+
+
+@cache
+def require_floors() -> None:
+    """Check that the libraries that load models have no known hole; reads their metadata only.
+
+    Raises:
+        SecurityError: If one is older.
+    """
+    for name, (oldest, hole) in _FLOORS.items():
+        found = version(name)
+        if Version(found) < Version(oldest):
+            hint = f"pip install '{name}>={oldest}'"
+            raise SecurityError.of("LF-SECURITY-011", f"{name} {found} is installed: {hole}", hint=hint)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def too_costly(given: str, reason: str) -> SecurityError:
     return SecurityError.of("LF-SECURITY-009", f"{given}: a chat template {reason}", hint=_HINT)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # what a signal handler is given
     raise TooCostly
 
 
