@@ -85,7 +85,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "reads memory": ({"dataset": "/proc/self/mem"}, "DATA-240"),
     "reads a device": ({"dataset": "/dev/zero"}, "DATA-240"),
     "rows over http": ({"dataset": "https://example.com/rows.jsonl"}, "LF-"),
-    "rows by file address": ({"dataset": "file:///etc/passwd"}, "LF-DATA"),
+    "rows by file address": ({"dataset": "file:///etc/hostname"}, "LF-DATA"),
     "a pickle as rows": ({"dataset": "rows.pkl"}, "DATA-046"),
     "model over http": ({"base_model": "https://example.com/model"}, "LF-MODEL"),
     "model up the tree": ({"base_model": "../../../../etc"}, "LF-MODEL"),
@@ -93,7 +93,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "huge batch": ({"training": {"batch_size": -1}}, "LF-STRATEGY"),
     "infinite rate": ({"training": {"learning_rate": float("inf")}}, "LF-STRATEGY"),
     "costly template": (
-        {"base_model": {"from_scratch": {"architecture": {"model_type": "llama"}, "chat_template": "LOOP"}}},
+        {
+            "base_model": {"from_scratch": {"architecture": {"model_type": "llama"}, "chat_template": "LOOP"}},
+            "method": "full",
+        },
         "SECURITY-009",
     ),
 }
