@@ -123,6 +123,7 @@ def _no_place_to_write(value: str) -> str:
     reasons = {
         "~ is not replaced in strategies": value.startswith("~"),
         "this is the working folder itself": folder == here,
+        "it leads out of the working folder": not inside and not FilePath(value).is_absolute(),
         "a home folder, or one above it, is no place for a run": folder == home or folder in home.parents,
         "hidden folders hold configuration": any(
             part.startswith(".") and part not in _HIDDEN_BUT_OURS for part in below
