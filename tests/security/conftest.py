@@ -80,9 +80,7 @@ class Cage:
 
 
 @pytest.fixture
-def cage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Cage]:
+def cage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cage]:
     made = Cage(tmp_path / "cage", capsys)
     for folder in (made.work, made.home / ".ssh", made.root / "elsewhere"):
         folder.mkdir(parents=True)

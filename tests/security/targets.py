@@ -87,11 +87,16 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 }
 
 SEEDS: dict[str, list[bytes]] = {
-    "strategy": [b"name: a\ncomponents: {fine_tuner: {type: pytorch, config: {output_dir: x}}}", b"a: &b [*b, ${X:-1}]"],
+    "strategy": [
+        b"name: a\ncomponents: {fine_tuner: {type: pytorch, config: {output_dir: x}}}",
+        b"a: &b [*b, ${X:-1}]",
+    ],
     "rows": [b'{"instruction": "a", "output": "b"}\n', b'[{"text": "a"}, {"text": 1e9}]'],
     "csv": [b'a,b\n1,"2\n3"\n', b"a;b\n1;2\n"],
     "gzip": [b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\xabV*I\xad(Q\xb2RJT\xaa\x05\x00"],
-    "model_config": [json.dumps({"model_type": "llama", "auto_map": {}, "weight_map": {"a": "m.safetensors"}}).encode()],
+    "model_config": [
+        json.dumps({"model_type": "llama", "auto_map": {}, "weight_map": {"a": "m.safetensors"}}).encode()
+    ],
     "adapter_config": [json.dumps({"peft_type": "LORA", "r": 8, "target_modules": ["q"], "rank_pattern": {}}).encode()],
     "template": [b"{% for m in messages %}{{ m['role'] ~ m.content | trim }}{% endfor %}"],
     "manifest": [json.dumps({"version": 1, "methods": [{"type": "lora", "config": {}}], "pid": 1}).encode()],

@@ -77,7 +77,13 @@ def hits(cage) -> list[str]:
     But for the files that the user wrote, and the answers beside their questions that evaluation.exact_match asks for,
     which are never uploaded.
     """
-    given = {cage.work / "out" / "eval_results.json", cage.work / "private.jsonl", cage.work / "strategy.yaml", cage.work / ".env", cage.home / ".netrc"}
+    given = {
+        cage.work / "out" / "eval_results.json",
+        cage.work / "private.jsonl",
+        cage.work / "strategy.yaml",
+        cage.work / ".env",
+        cage.home / ".netrc",
+    }
     found = [f"shown: {line}" for line in cage.shown.splitlines() if MARK in line]
     for path in cage.root.rglob("*"):
         if path.is_file() and path not in given and MARK.encode() in path.read_bytes():

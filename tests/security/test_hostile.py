@@ -31,7 +31,9 @@ class Bomb:
         return (open, (os.environ["PWNED"], "w"))
 
 
-CODE = "import os\nopen(os.environ['PWNED'], 'w').close()\nclass Model: pass\nclass Config: pass\nclass Tokenizer: pass\n"
+CODE = (
+    "import os\nopen(os.environ['PWNED'], 'w').close()\nclass Model: pass\nclass Config: pass\nclass Tokenizer: pass\n"
+)
 RUNS = "open(__import__('os').environ['PWNED'], 'w')"
 
 
@@ -47,13 +49,15 @@ STRATEGIES = {
     "module as type": ("components: {fine_tuner: {type: 'os:system'}}", (2, 5)),
     "resolver": ("name: '${oc.decode:1}'", 2),
     "python in a resolver": ("name: '${eval:1+1}'", 2),
-    "alias bomb": ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(8)
-    ), 2),
+    "alias bomb": (
+        "a: &a [x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(8)),
+        2,
+    ),
     "deep": ("a: " + "[" * 5000 + "]" * 5000, 2),
     "large": ("a: " + "x" * 2_000_000, 2),
     "not UTF-8": (b"name: \xff\xfe", 2),
-    "NUL": ("name: \"a\\0b\"\noutput_dir: \"a\\0b\"", 2),
+    "NUL": ('name: "a\\0b"\noutput_dir: "a\\0b"', 2),
     "two documents": ("name: a\n---\nname: b", 2),
     "missing plugin": ("plugins: [llamafarm-evil]\n", (2, 5)),
     "plugin by address": ("plugins: ['evil @ https://example.com/evil.whl']\n", (2, 5)),
@@ -72,7 +76,10 @@ def test_strategies_as_texts(cage, name: str) -> None:
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "trusts remote code": ({"base_model": {"huggingface_id": "builtin:tiny", "trust_remote_code": True}}, "SECURITY-002"),
+    "trusts remote code": (
+        {"base_model": {"huggingface_id": "builtin:tiny", "trust_remote_code": True}},
+        "SECURITY-002",
+    ),
     "trusts by word": ({"base_model": {"huggingface_id": "builtin:tiny", "trust_remote_code": "yes"}}, "SECURITY-002"),
     "trust unset": ({"base_model": {"huggingface_id": "builtin:tiny", "trust_remote_code": None}}, "LF-STRATEGY"),
     "uploads": ({"training": {"push_to_hub": True, "hub_model_id": "a/b", "max_steps": 1}}, "SECURITY-010"),
@@ -80,7 +87,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "writes hooks": ({"output_dir": ".git/hooks"}, "SECURITY-007"),
     "writes the system": ({"output_dir": "/etc/llamafarm"}, "SECURITY-007"),
     "writes above home": ({"output_dir": ".."}, "SECURITY-007"),
-    "caches into keys": ({"base_model": {"huggingface_id": "builtin:tiny", "cache_dir": "../home/.ssh"}}, "SECURITY-007"),
+    "caches into keys": (
+        {"base_model": {"huggingface_id": "builtin:tiny", "cache_dir": "../home/.ssh"}},
+        "SECURITY-007",
+    ),
     "reads the environment": ({"dataset": "/proc/self/environ"}, "DATA-240"),
     "reads memory": ({"dataset": "/proc/self/mem"}, "DATA-240"),
     "reads a device": ({"dataset": "/dev/zero"}, "DATA-240"),
@@ -165,7 +175,10 @@ def test_datasets(cage, strategy, name: str) -> None:
     if name != "template in a row":
         assert cage.run("inspect", "--model", "builtin:tiny", "--dataset", file) == expected, cage.shown
     else:
-        assert cage.run("inspect", "--model", "builtin:tiny", "--dataset", file, "--set", "data_splitter=null") in (0, 2)
+        assert cage.run("inspect", "--model", "builtin:tiny", "--dataset", file, "--set", "data_splitter=null") in (
+            0,
+            2,
+        )
         assert "__globals__ }}" in cage.shown or "LF-" in cage.shown
 
 
@@ -447,9 +460,9 @@ RUNS_CORPUS: dict[str, Callable[[Path], None]] = {
     "manifest that is a list": edited("manifest.json", "[]"),
     "manifest nested for ever": edited("manifest.json", '{"a":' * 50_000 + "1" + "}" * 50_000),
     "manifest that leads out": edited("manifest.json", json.dumps({"files": {"../../elsewhere/secret.txt": "0"}})),
-    "methods that are code": edited("llamafarm_methods.json", json.dumps({"version": 1, "methods": [
-        {"type": "os.system", "config": {}}
-    ]})),
+    "methods that are code": edited(
+        "llamafarm_methods.json", json.dumps({"version": 1, "methods": [{"type": "os.system", "config": {}}]})
+    ),
     "methods that are none": edited("llamafarm_methods.json", "{}"),
     "strategy with a tag": edited("resolved.yaml", "name: !!python/object/apply:os.system [x]"),
     "state that is a number": edited("trainer_state.json", "7"),

@@ -167,7 +167,9 @@ def test_answers_are_learned_up_to_their_own_end_alone():
 
 def test_in_tool_calls_and_tools():
     template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{{ m['content'] }}"
-    template += "{% for call in m['tool_calls'] or [] %}{{ call | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    template += (
+        "{% for call in m['tool_calls'] or [] %}{{ call | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    )
     template += "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
     tokenizer = make("chatml")
     tokenizer.chat_template = template
@@ -196,7 +198,9 @@ def test_a_tokenizer_in_python_cannot_tell_them_apart(monkeypatch):
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
-    st.lists(st.sampled_from(["<s>", "</s>", "<|im_end|>", "<|im_start|>", "<", "|>", "a", " ", "\n", "é"]), max_size=12)
+    st.lists(
+        st.sampled_from(["<s>", "</s>", "<|im_end|>", "<|im_start|>", "<", "|>", "a", " ", "\n", "é"]), max_size=12
+    )
 )
 def test_any_mixture(parts):
     tokenizer = KEPT

@@ -68,7 +68,9 @@ def dotted(node: ast.expr) -> str:
 
 
 def constant(call: ast.Call, name: str) -> object:
-    return next((one.value.value for one in call.keywords if one.arg == name and isinstance(one.value, ast.Constant)), None)
+    return next(
+        (one.value.value for one in call.keywords if one.arg == name and isinstance(one.value, ast.Constant)), None
+    )
 
 
 def offences(text: str, path: str) -> Iterator[str]:
@@ -115,18 +117,26 @@ def _calls(node: ast.Call, at: str, path: str) -> Iterator[str]:
         given = {one.arg for one in node.keywords}
         if "trust_remote_code" not in given and None not in given:
             yield f"{at}: {name} does not say trust_remote_code: it would ask on the terminal"
-    if last in ("read_text", "write_text") and "distribution" not in owner and not any(one.arg in ("encoding", None) for one in node.keywords):
+    if (
+        last in ("read_text", "write_text")
+        and "distribution" not in owner
+        and not any(one.arg in ("encoding", None) for one in node.keywords)
+    ):
         if len(node.args) < (1 if last == "read_text" else 2):
             yield f"{at}: {last} without encoding"
     if last == "open" and owner not in ("gzip", "os", "webbrowser", "Image"):
         places = [*node.args, *(one.value for one in node.keywords if one.arg == "mode")]
-        binary = any(isinstance(one, ast.Constant) and isinstance(one.value, str) and "b" in one.value for one in places)
+        binary = any(
+            isinstance(one, ast.Constant) and isinstance(one.value, str) and "b" in one.value for one in places
+        )
         if not binary and not any(one.arg == "encoding" for one in node.keywords):
             yield f"{at}: a text file without encoding"
 
 
 def test_no_file_does_what_must_never_be_done():
-    found = [one for path in sources() for one in offences(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))]
+    found = [
+        one for path in sources() for one in offences(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
+    ]
     assert found == []
 
 

@@ -131,7 +131,14 @@ def test_every_key_that_names_a_path_is_looked_at(cage) -> None:
         for name in config.model_fields
         if name.endswith(("path", "dir", "file", "folder", "_id"))
     }
-    assert named - {"hub_model_id", "overwrite_output_dir"} <= {"huggingface_id", "cache_dir", "path", "eval_path", "dataset_dir", "output_dir"}
+    assert named - {"hub_model_id", "overwrite_output_dir"} <= {
+        "huggingface_id",
+        "cache_dir",
+        "path",
+        "eval_path",
+        "dataset_dir",
+        "output_dir",
+    }
     cage.write("rows.jsonl", '{"text": "one"}\n')
     write(cage, ("name",), "x")
     loaded = load(Request("strategy.yaml"), load_registry())
