@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Cage:
 
 
 @pytest.fixture
-def cage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cage]:
+def cage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cage:
     made = Cage(tmp_path / "cage", capsys)
     for folder in (made.work, made.home / ".ssh", made.root / "elsewhere"):
         folder.mkdir(parents=True)
@@ -107,7 +107,7 @@ def cage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    yield made
+    return made
 
 
 @pytest.fixture

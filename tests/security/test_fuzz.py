@@ -14,25 +14,8 @@ from targets import SEEDS, TARGETS, attempt
 
 EXAMPLES = 60
 PIECES = st.sampled_from(
-    [
-        b'"',
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b":",
-        b",",
-        b"\n",
-        b"\0",
-        b"\xff",
-        b"\xed\xa0\x80",
-        b"1e999",
-        b"null",
-        b"${",
-        b"&a",
-        b"*a",
-    ]
-    + [b"{%", b"{{", b"%}", b"}}", b"<<", b"- ", b"!!", b"../", b"\\ud800", b"-0", b"NaN", b"9" * 400, b"'", b"#", b"|"]
+    rb"""{ } " [ ] : , \ud800 -0 NaN 1e999 null ${ &a *a {% {{ %} }} << - !! ../ ' # |""".split()
+    + [b"\n", b"\0", b"\xff", b"\xed\xa0\x80", b"9" * 400]
 )
 
 

@@ -110,7 +110,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         "SECURITY-009",
     ),
 }
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+LOOP = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -150,7 +150,7 @@ def bomb(path: Path, size: int) -> None:
 DATASETS: dict[str, tuple[str, Callable[[Path], Any], int]] = {
     "gzip bomb": ("rows.jsonl.gz", lambda path: bomb(path, 80 << 20), 3),
     "damaged gzip": ("rows.jsonl.gz", lambda path: path.write_bytes(b"\x1f\x8b\x08junk"), 3),
-    "pipe": ("rows.jsonl", lambda path: os.mkfifo(path), 3),
+    "pipe": ("rows.jsonl", os.mkfifo, 3),
     "link to a device": ("rows.jsonl", lambda path: path.symlink_to("/dev/zero"), 3),
     "link to the environment": ("rows.txt", lambda path: path.symlink_to("/proc/self/environ"), 3),
     "link to itself": ("rows.jsonl", lambda path: path.symlink_to(path), 3),
@@ -306,7 +306,8 @@ def test_models(cage, model, name: str) -> None:
 def test_a_template_that_is_costly_for_some_rows_only(cage, model) -> None:
     """Trying it finds nothing; the cap on the text does."""
     folder = model()
-    text = "{% for m in messages %}{{ m['content'] }}{% if 'grow' in m['content'] %}{{ 'x' * 40000000 }}{% endif %}{% endfor %}"
+    grows = "{% if 'grow' in m['content'] %}{{ 'x' * 40000000 }}{% endif %}"
+    text = "{% for m in messages %}{{ m['content'] }}" + grows + "{% endfor %}"
     template(text)(folder)
     assert cage.run("generate", "--model", str(folder), "--prompt", "grow", "--max-tokens", "2") in (4, 10)
     assert "LF-SECURITY-009" in cage.shown
@@ -315,9 +316,12 @@ def test_a_template_that_is_costly_for_some_rows_only(cage, model) -> None:
 def test_a_loop_for_some_rows_only_is_stopped() -> None:
     from llamafarm.models.templates import TooCostly, limited
 
-    with pytest.raises(TooCostly), limited(0.2):
+    def spin() -> None:
         while True:
             pass
+
+    with pytest.raises(TooCostly), limited(0.2):
+        spin()
 
 
 def test_models_of_the_hubs_cache_may_link_to_its_blobs(cage, tiny_model_dir) -> None:
