@@ -20,9 +20,14 @@ _WINDOW = 1 << 27
 """Memory that a zstandard frame may ask for, in bytes: what its strongest ordinary level takes."""
 
 
+def is_packed(path: Path) -> bool:
+    """Whether its suffix says that it is packed."""
+    return path.suffix.lower() in _SUFFIXES
+
+
 def plain_name(path: Path) -> str:
     """The name without the suffix of packing: `data.csv` of `data.csv.gz`."""
-    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+    return path.stem if is_packed(path) else path.name
 
 
 def plain_suffix(path: Path) -> str:
