@@ -122,8 +122,7 @@ def _calls(node: ast.Call, at: str, path: str) -> Iterator[str]:
         and "distribution" not in owner
         and not any(one.arg in ("encoding", None) for one in node.keywords)
     ):
-        if len(node.args) < (1 if last == "read_text" else 2):  # noqa: SIM102  # what is asked, then what is missing
-            yield f"{at}: {last} without encoding"
+        yield f"{at}: {last} without encoding"
     if last == "open" and owner not in ("gzip", "os", "webbrowser", "Image"):
         places = [*node.args, *(one.value for one in node.keywords if one.arg == "mode")]
         binary = any(
