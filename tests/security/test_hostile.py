@@ -95,7 +95,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "reads memory": ({"dataset": "/proc/self/mem"}, "DATA-240"),
     "reads a device": ({"dataset": "/dev/zero"}, "DATA-240"),
     "rows over http": ({"dataset": "https://example.com/rows.jsonl"}, "LF-"),
-    "rows by file address": ({"dataset": "file:///etc/hostname"}, "LF-DATA"),
+    "rows by file address": ({"dataset": "file:" + "///etc/hostname"}, "LF-DATA"),
     "a pickle as rows": ({"dataset": "rows.pkl"}, "DATA-046"),
     "model over http": ({"base_model": "https://example.com/model"}, "LF-MODEL"),
     "model up the tree": ({"base_model": "../../../../etc"}, "LF-MODEL"),

