@@ -48,6 +48,7 @@ JUSTIFIED = {
 }
 PIPES = {
     "llamafarm/data/helpers.py": "between this process and its own children, over pipes that nobody else holds",
+    "llamafarm/data/judge.py": "the child's end of the same pipes",
 }
 """Modules that pickle, and what never leaves the machine's memory."""
 SAYS_TRUST = {
