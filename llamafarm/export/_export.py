@@ -28,11 +28,8 @@ from llamafarm.export.report import REPORT_FILE, Check, Report
 from llamafarm.export.request import ExportRequest
 from llamafarm.export.targets import commands, notes, write_for_server
 from llamafarm.models._tokenizer import quiet
-<<<<<<< HEAD
 from llamafarm.models.adapter_config import base_named_by, read_adapter_config
-=======
 from llamafarm.models.first_token import begun, described_token, first_token
->>>>>>> main
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.serving import described, obstacles
 

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
-<<<<<<< HEAD
 from llamafarm.models._adapter import (
     adapter_config,
     check_patterns,
@@ -20,11 +19,7 @@ from llamafarm.models._adapter import (
     repeatable,
     without_idle_warnings,
 )
-from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
-=======
-from llamafarm.models._adapter import repeatable, without_idle_warnings
 from llamafarm.models._quantize import gptq_with_gradients, keep_weights_as_packed, quantization_config
->>>>>>> main
 from llamafarm.models._tokenizer import (
     available,
     explained,
@@ -36,12 +31,8 @@ from llamafarm.models._tokenizer import (
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.adapter_config import base_named_by, require_base_here, require_weights
 from llamafarm.models.locate import Located, locate
-<<<<<<< HEAD
-from llamafarm.models.prequantized import require_library
-from llamafarm.models.safety import require_safetensors
-=======
 from llamafarm.models.prequantized import require_library, stored_as
->>>>>>> main
+from llamafarm.models.safety import require_safetensors
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -139,15 +130,10 @@ def _load_adapter(
     base = options.model_copy(update={"huggingface_id": base_named_by(located.folder), "trust_remote_code": False})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
-<<<<<<< HEAD
     require_base_here(base.huggingface_id, base, located.given)
     require_weights(located.folder, located.given)
-    loaded = load_model(base, dtype=dtype, quantization=rounded)
-    if getattr(loaded, "is_quantized", False) and rounded is not None:
-=======
     loaded = load_model(base, dtype=dtype, quantization=quantization, device=device)
     if quantization and unpacked:
->>>>>>> main
         loaded = loaded.dequantize(dtype)
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)
