@@ -3,6 +3,7 @@
 #   make quickstart   set up, train the embedded model on generated data, ask it something it never saw
 #   make test         set up, then format check, lint, types, import contracts and all tests
 #   make test-llamafactory   set up the real LLaMA-Factory (5 GB) and run the tests that train with it
+#   make fuzz         fuzz what reads files of others, SECONDS_EACH=60 per target (docs/security.md)
 #   make lint types   the checks alone            make format   rewrite the files in the house format
 #
 #   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
@@ -12,7 +13,7 @@ PROMPT ?= Set the floor lamp in the kitchen to 40 percent
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test test-llamafactory lint types format install install-test clean
+.PHONY: clean format fuzz install install-test lint quickstart test test-llamafactory types
 
 quickstart: install
 	$(BIN)/llamafarm train --strategy quickstart --overwrite
@@ -62,6 +63,14 @@ $(BIN)/python:
 	  fi; \
 	done; \
 	echo 'LlamaFarm needs Python 3.11 or newer: install one, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1
+
+# Coverage-guided fuzzing of the front doors; atheris is fetched for it alone.
+SECONDS_EACH ?= 60
+fuzz: install-test
+	$(PIP) --no-deps atheris
+	cd tests/security && for target in strategy rows csv gzip model_config adapter_config template manifest; do \
+	  $(abspath $(BIN))/python fuzz.py $$target -max_total_time=$(SECONDS_EACH) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -113,7 +113,9 @@ class BaseModelConfig(Config):
     device_map: str | None = Field(
         None, description="Ignored in training, with a notice: the profile places the model."
     )
-    trust_remote_code: bool = Field(False, description="Let a hub model run code of its own.")
+    trust_remote_code: bool = Field(
+        False, description="Let a model run code of its own; only the flag --trust-remote-code of `train` sets it."
+    )
     token: SecretStr | None = Field(None, description="Hub token, best as `${HF_TOKEN}`; never written anywhere.")
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
         "auto", description="Attention kernel; `auto` is decided by the hardware profile, with its reason."
@@ -237,6 +239,9 @@ class DatasetConfig(RowsConfig):
     )
     cache: bool = Field(True, description="Keep tokenized rows for the next run on the same data and tokenizer.")
     train_on_inputs: bool = Field(False, description="Also learn prompts; by default assistant turns alone.")
+    split_special_tokens: bool = Field(
+        True, description="Special tokens that stand in rows are text; `false`: they act as those of the template do."
+    )
     prefix_ids: tuple[int, ...] | None = Field(
         None, description="Token ids before each answer, `1,2,3` or a list: an explicit mask, where the template fails."
     )

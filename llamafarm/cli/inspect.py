@@ -10,7 +10,7 @@ import typer
 
 from llamafarm.cli.figures import share
 from llamafarm.cli.hush import hushed
-from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, flags_from
+from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, TrustRemoteCode, flags_from
 from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import DataError, UsageError
 
@@ -25,6 +25,7 @@ _FLAGS = {
     "dataset": "dataset.path",
     "prefix_ids": "dataset.prefix_ids",
     "suffix_ids": "dataset.suffix_ids",
+    "trust_remote_code": "base_model.trust_remote_code",
 }
 
 
@@ -40,6 +41,7 @@ def inspect(
     prefix_ids: PrefixIds = None,
     suffix_ids: SuffixIds = None,
     sets: Sets = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a model will really see: decoded tokens, the trained ones marked; then totals of the training set.

@@ -35,6 +35,9 @@ PrefixIds: TypeAlias = Annotated[
 SuffixIds: TypeAlias = Annotated[
     str | None, typer.Option("--suffix-ids", "--suffix_ids", help="Token ids that end answers.")
 ]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the base model run code of its own. Read that code first.")
+]
 Sets: TypeAlias = Annotated[list[str] | None, typer.Option("--set", help="Any setting: a.b=c; may be repeated.")]
 
 

@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from llamafarm.core.environment import SECRET_NAME, secret_values
+
 REDACTED: Final = "[redacted]"
 
-_NAME: Final = r"(?:(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)token|secret|password|passwd|(?:api|access|private)_?key)"
-_NAMED: Final = re.compile(rf"(?i){_NAME}$")
 _FORMS: Final = re.compile(
     r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{12,}"
     r"|(?<=Bearer )\S+|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
 )
-_PAIR: Final = re.compile(rf"(?i)({_NAME}[\"']?(?:\s*:\s+(?=\S)|=))((?<==)\S+|.+)")
+_PAIR: Final = re.compile(rf"(?i)({SECRET_NAME}[\"']?(?:\s*:\s+(?=\S)|=))((?<==)\S+|.+)")
 
 
 def redact(text: str, environment: Mapping[str, str]) -> str:
@@ -23,8 +23,7 @@ def redact(text: str, environment: Mapping[str, str]) -> str:
     Three nets: values of environment variables that are named as secrets, well-known forms (hub tokens, API keys,
     passwords in addresses), and what follows `token:` or `password=`.
     """
-    for name, value in environment.items():
-        if len(value) >= 8 and _NAMED.search(name):
-            text = text.replace(value, REDACTED)
+    for value in secret_values(environment):
+        text = text.replace(value, REDACTED)
     text = _FORMS.sub(REDACTED, text)
     return _PAIR.sub(rf"\1{REDACTED}", text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from llamafarm.cli.export import export_all
-from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, flags_from
+from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, TrustRemoteCode, flags_from
 from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
 from llamafarm.cli.session import session_of
@@ -41,6 +41,8 @@ FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "output": "output_dir",
         "overwrite": "overwrite_output_dir",
         "job_name": "name",
+        "trust_remote_code": "base_model.trust_remote_code",
+        "push_to_hub": "training.push_to_hub",
     }
 )
 
@@ -70,6 +72,10 @@ def train(
     prefix_ids: PrefixIds = None,
     suffix_ids: SuffixIds = None,
     sets: Sets = None,
+    trust_remote_code: TrustRemoteCode = False,
+    push_to_hub: Annotated[
+        bool, typer.Option("--push-to-hub", help="Upload the result, as the strategy says.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", "--output-dir", help="Where the run writes; ./output by default.")
     ] = None,

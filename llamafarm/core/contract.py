@@ -66,7 +66,7 @@ base_model.add_pad_token base_model.add_chatml_tokens base_model.add_chatml_prom
 base_model.resize_to_multiple_of
 dataset.subset dataset.generate dataset.format dataset.columns dataset.text_field
 dataset.sources dataset.sample_seed dataset.max_samples dataset.over_long
-dataset.train_on_inputs dataset.prefix_ids dataset.suffix_ids
+dataset.train_on_inputs dataset.split_special_tokens dataset.prefix_ids dataset.suffix_ids
 training.stage training.max_seq_length training.batch_size training.gradient_accumulation_steps
 training.group_by_length training.curriculum training.packing training.packing_length
 training.global_batch_size training.pure_bf16

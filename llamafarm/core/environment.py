@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from llamafarm.core.layers import Unset
 from llamafarm.errors import Problem
 
+SECRET_NAME: Final = r"(?:(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)token|secret|password|passwd|(?:api|access|private)_?key)"
+"""What ends the name of a variable or key that holds a secret."""
+
+_SECRET: Final = re.compile(rf"(?i){SECRET_NAME}$")
 _REFERENCE = re.compile(
     r"\$\$\{|\$\{(?:oc\.env:)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?:(?::-|,)(?P<default>[^}]*))?\}|\$\{(?P<other>[^}]*)\}?"
 )
+
+
+def secret_values(environ: Mapping[str, str]) -> Iterator[str]:
+    """Values of the variables that are named as secrets."""
+    for name, value in environ.items():
+        if len(value) >= 8 and _SECRET.search(name):
+            yield value
 
 
 def expand(text: str, environ: Mapping[str, str], where: str) -> tuple[str | Unset, list[Problem]]:

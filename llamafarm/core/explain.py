@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
+from llamafarm.core.environment import secret_values
 from llamafarm.core.layers import Origin, Path, dotted
 from llamafarm.core.load import Loaded
 
@@ -69,9 +71,10 @@ def _plain(value: Any, origin: Origin | None) -> Any:
 
 
 def secrets(loaded: Loaded) -> tuple[str, ...]:
-    """Every secret of the strategy, longest first, for redaction."""
+    """Every secret of the strategy and of the environment, which a strategy may have quoted; longest first."""
     values = (value.get_secret_value() for _, value in _leaves(loaded.strategy, ()) if isinstance(value, SecretStr))
-    return tuple(sorted({value for value in values if value}, key=len, reverse=True))
+    known = {*(value for value in values if value), *secret_values(os.environ)}
+    return tuple(sorted(known, key=len, reverse=True))
 
 
 def redact(text: str, hidden: tuple[str, ...]) -> str:

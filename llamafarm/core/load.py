@@ -22,7 +22,7 @@ from llamafarm.core.schema import COMPONENT_KEYS, SEVERAL_BLOCKS, Strategy
 from llamafarm.core.validate import validate
 from llamafarm.core.yaml_source import Reading, display, read_yaml
 from llamafarm.data.registry import FILE
-from llamafarm.errors import PluginError, Problem, StrategyError, nearest
+from llamafarm.errors import PluginError, Problem, SecurityError, StrategyError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,14 @@ def load(request: Request, registry: Registry, device: DeviceSpec | None = None)
     Raises:
         StrategyError: With every problem found.
         PluginError: If a component or plugin that was asked for is missing, broken or ambiguous.
+        SecurityError: If the strategy asks for what only the command line may.
     """
-    return _Loading(registry, device).load(request)
+    from llamafarm.core.permissions import refusals
+
+    loaded = _Loading(registry, device).load(request)
+    if refused := [problem for error in refusals(loaded) for problem in error.problems]:
+        raise SecurityError(refused)
+    return loaded
 
 
 @dataclass(slots=True)

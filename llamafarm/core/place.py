@@ -29,7 +29,8 @@ class NewPlace:
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 self.folder.replace(self.before)
             self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-            (self.folder / OWN).mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / OWN).mkdir(mode=0o700)  # rows, paths and settings are nobody else's business
             self._held.enter_context(OwnerLock(self.folder, self.run_id))
         except OSError as error:
             raise DiskError.of(

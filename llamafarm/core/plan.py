@@ -15,6 +15,7 @@ from llamafarm.core.exports import export_problems
 from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
+from llamafarm.core.permissions import upload_refusal
 from llamafarm.core.registry import DEFAULT_SPLITTER, Registry
 from llamafarm.core.stacking import stack_problems
 from llamafarm.data.present import missing
@@ -91,6 +92,8 @@ def _errors(loaded: Loaded, config: FineTunerConfig, *, new: bool) -> Iterator[L
         reason = probe.reason if probe else "no hardware profile is installed"
         hint = "use --set hardware=auto"
         yield HardwareError.of("LF-HARDWARE-001", f"no {loaded.device_type} device: {reason}", hint=hint)
+    if refusal := upload_refusal(loaded):
+        yield refusal
     if config.dataset.path is None and config.dataset.generate is None and not config.dataset.sources:
         yield StrategyError.of("LF-STRATEGY-030", "no dataset is given", hint="add --dataset FILE, or dataset.path")
     yield from missing(config.dataset)

@@ -14,6 +14,10 @@ from llamafarm.data.extra import require
 from llamafarm.errors import DataError
 
 _SUFFIXES = (".gz", ".zst")
+_ALWAYS, _RATIO = 1 << 26, 200
+"""Unpacked bytes that are always fine, and how many times the packed ones at most: text shrinks to a twentieth."""
+_WINDOW = 1 << 27
+"""Memory that a zstandard frame may ask for, in bytes: what its strongest ordinary level takes."""
 
 
 def is_packed(path: Path) -> bool:
@@ -36,18 +40,20 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked where its suffix says that they are packed.
 
     Raises:
-        DataError: If the packed bytes are damaged or cut off.
+        DataError: If it is no ordinary file, or the packed bytes are damaged, cut off, or a bomb.
         PluginError: If zstandard is not installed.
         OSError: If the file cannot be read.
     """
+    _require_ordinary(path)
     suffix = path.suffix.lower()
     if suffix == ".gz":
         with gzip.open(path, "rb") as stream, _damage_explained(path, zlib.error):
-            yield cast("BinaryIO", stream)
+            yield cast("BinaryIO", BufferedReader(_Measured(path, cast("RawIOBase", stream))))
     elif suffix == ".zst":
         zstandard = require("zstandard", path)
         with path.open("rb") as packed, _damage_explained(path, zstandard.ZstdError):
-            yield cast("BinaryIO", BufferedReader(_Frames(packed, zstandard.ZstdDecompressor())))
+            frames = _Frames(packed, zstandard.ZstdDecompressor(max_window_size=_WINDOW))
+            yield cast("BinaryIO", BufferedReader(_Measured(path, frames)))
     else:
         with path.open("rb") as stream:
             yield stream
@@ -60,6 +66,37 @@ def _damage_explained(path: Path, damage: type[Exception]) -> Iterator[None]:
     except (damage, EOFError, gzip.BadGzipFile) as error:
         message = f"cannot be unpacked: {str(error) or 'damaged'}"
         raise DataError.of("LF-DATA-040", message, where=str(path), hint="pack it again, or give it unpacked") from None
+
+
+def _require_ordinary(path: Path) -> None:
+    """Refuse devices, pipes and the system's own pseudo-files: reading them blocks, never ends, or tells secrets."""
+    if not path.exists():
+        return  # whoever opens it says so
+    real = path.resolve()
+    if real.is_relative_to("/proc") or real.is_relative_to("/sys") or real.is_relative_to("/dev"):
+        raise DataError.of("LF-DATA-240", "a file of the system, not of rows", where=str(path), hint="save the rows")
+    if not path.is_file() and not path.is_dir():
+        raise DataError.of("LF-DATA-240", "a pipe or device, not a file", where=str(path), hint="save it to a file")
+
+
+class _Measured(RawIOBase):
+    """What is unpacked, as long as it is in proportion to what was packed."""
+
+    def __init__(self, path: Path, unpacked: RawIOBase) -> None:
+        super().__init__()
+        self._path, self._unpacked, self._count = path, unpacked, 0
+        self._most = max(_ALWAYS, _RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = cast("int", self._unpacked.readinto(buffer))
+        self._count += count
+        if self._count > self._most:
+            message = f"unpacks to more than {self._most:,} bytes, {_RATIO} times what is packed"
+            raise DataError.of("LF-DATA-241", message, where=str(self._path), hint="give it unpacked, if that is right")
+        return count
 
 
 class _Frames(RawIOBase):

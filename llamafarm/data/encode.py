@@ -12,6 +12,7 @@ from unicodedata import normalize
 from llamafarm.data.spans import Rendered, Span
 from llamafarm.data.strict import Fault
 from llamafarm.errors import ModelError
+from llamafarm.models.literal import literals_of
 
 Range = tuple[int, int]
 
@@ -55,6 +56,9 @@ class Encoder:
 
     def encode(self, rows: Sequence[Rendered]) -> list[Encoded | Fault]:
         """Encode rows; one whose answers do not come back from their tokens is a fault."""
+        if any(row.literal for row in rows):
+            plain = iter(self.encode([row for row in rows if not row.literal]))
+            return [self._with_literals(row) if row.literal else next(plain) for row in rows]
         if not rows or not self._tokenizer.is_fast:
             return [self._by_pieces(row) for row in rows]
         batch = self._tokenizer(
@@ -75,6 +79,14 @@ class Encoder:
         firsts = {token for token in (self._tokenizer.bos_token_id, self._first) if token is not None}
         return int(bool(ids) and ids[0] in firsts)
 
+    def _with_literals(self, row: Rendered) -> Encoded | Fault:
+        """A row with special tokens that are text."""
+        try:
+            return self._by_offsets(row, *literals_of(self._tokenizer).encode(row.text, row.literal))
+        except ValueError as error:
+            hint = "take the special tokens out of the row, or set dataset.split_special_tokens: false"
+            return Fault("LF-DATA-243", f"special tokens stand in the row, and {error}", hint=hint)
+
     def _by_offsets(self, row: Rendered, ids: list[int], offsets: Sequence[Range]) -> Encoded | Fault:
         """Positions from the characters that each token stands for."""
         ranges = [_positions(offsets, span) for span in row.spans]
@@ -89,7 +101,7 @@ class Encoder:
         texts = [row.text[start:end] for start, end in pairwise(cuts)]
         ids: list[int] = []
         ranges: list[Range] = []
-        for number, (text, piece) in enumerate(zip(texts, self._ids(texts), strict=True)):
+        for number, (text, piece) in enumerate(zip(texts, self._pieces(row, cuts, texts), strict=True)):
             if number % 2:
                 if not self._same(piece, text):
                     came_back = self._decode(piece)
@@ -124,6 +136,15 @@ class Encoder:
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    def _pieces(self, row: Rendered, cuts: Sequence[int], texts: Sequence[str]) -> list[list[int]]:
+        if not row.literal:
+            return self._ids(texts)
+        places = [
+            tuple(place - start for place in row.literal if start <= place < end) for start, end in pairwise(cuts)
+        ]
+        literals = literals_of(self._tokenizer)
+        return [literals.encode(text, literal)[0] for text, literal in zip(texts, places, strict=True)]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         batch: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]

@@ -130,6 +130,7 @@ def look(
             over_long=config.dataset.over_long,
             explicit=explicit_mask(config.dataset, tokenizer),
             first_token=first_token,
+            split_special_tokens=config.dataset.split_special_tokens,
             watch=watch,
         )
     except DataError as error:

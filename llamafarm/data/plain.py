@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from llamafarm.api import Example, Message
 from llamafarm.data.spans import Rendered, Span
+from llamafarm.models.literal import Literals
 
 ANSWER = "### Response:\n"
 _HEADINGS = {"system": "", "user": "### Instruction:\n", "tool": "### Input:\n", "assistant": ANSWER}
@@ -28,11 +29,19 @@ def plain_prompt(messages: Sequence[Message], prompt: str | None = None, *, end:
     return "".join(f"{_heading(message)}{message.content}{_after(message, end)}" for message in messages) + ANSWER
 
 
-def render_plain(example: Example, *, end: str) -> Rendered:
-    """Render raw text, or a conversation without a chat template."""
+def render_plain(example: Example, *, end: str, literals: Literals | None = None) -> Rendered:
+    """Render raw text, or a conversation without a chat template.
+
+    Args:
+        example: What to render.
+        end: The tokenizer's end-of-text token.
+        literals: Tells which special tokens are the row's; None: all of them are meant as what they are.
+    """
     if example.text is not None:
-        return Rendered(example.text, (Span(0, len(example.text), close=True),), example.ref, begin=True, raw=True)
-    text, spans = "", []
+        literal = literals.between(example.text, frozenset()) if literals else ()
+        span = Span(0, len(example.text), close=True)
+        return Rendered(example.text, (span,), example.ref, begin=True, raw=True, literal=literal)
+    text, spans, ends = "", [], set()
     for index, message in enumerate(example.messages):
         if message.role == "assistant" and example.prompt is not None and index == len(example.messages) - 1:
             text = example.prompt
@@ -40,8 +49,11 @@ def render_plain(example: Example, *, end: str) -> Rendered:
             text += _heading(message)
         if message.role == "assistant" and message.train is not False:
             spans.append(Span(len(text), len(text) + len(message.content) + len(end)))
+        if message.role == "assistant":
+            ends.add(len(text) + len(message.content))
         text += message.content + _after(message, end)
-    return Rendered(text, tuple(spans), example.ref, begin=True)
+    literal = literals.between(text, frozenset(ends)) if literals else ()
+    return Rendered(text, tuple(spans), example.ref, begin=True, literal=literal)
 
 
 def _heading(message: Message) -> str:

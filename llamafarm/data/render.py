@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os.path import commonprefix
 from typing import Any
@@ -19,33 +19,37 @@ from llamafarm.data.plain import render_plain
 from llamafarm.data.spans import Rendered, Span
 from llamafarm.data.strict import Fault
 from llamafarm.errors import ModelError
+from llamafarm.models.literal import Literals, literals_of
+from llamafarm.models.templates import CPU_SECONDS, TooCostly, check_output, limited, too_costly
 
 _MARK = re.compile(r"{%-?\+?\s*generation\s*[-+]?%}")
 Turn = dict[str, Any]
 Range = tuple[int, int]
 
 
-def renderer(tokenizer: Any, *, spans: bool = True) -> Callable[[Example], Rendered]:
+def renderer(tokenizer: Any, *, spans: bool = True, split_special_tokens: bool = True) -> Callable[[Example], Rendered]:
     """The way to render examples that suits the tokenizer: its chat template, or plain text without one.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
         spans: Find what is learned of a chat template's text; else it is the text alone.
+        split_special_tokens: Special tokens that stand in a row are text; else they are what they are in a template.
 
     Raises:
         ModelError: If the chat template is not valid Jinja.
     """
+    literals = literals_of(tokenizer) if split_special_tokens else None
     if tokenizer.chat_template is None:
-        return partial(_plain, end=tokenizer.eos_token)
-    template = _Template(tokenizer)
+        return partial(_plain, end=tokenizer.eos_token, literals=literals)
+    template = _Template(tokenizer, literals)
     return template.render if spans else template.text
 
 
-def _plain(example: Example, *, end: str) -> Rendered:
+def _plain(example: Example, *, end: str, literals: Literals | None) -> Rendered:
     if example.tools or any(message.tool_calls for message in example.messages):
         hint = "use a base model whose template knows tools"
         raise Fault("LF-TEMPLATE-010", "tools need a chat template, and the tokenizer has none", hint=hint)
-    return render_plain(example, end=end)
+    return render_plain(example, end=end, literals=literals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ def _chat(example: Example) -> _Chat:
 class _Template:
     """A tokenizer's chat template, and the tokens that may end a turn."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, literals: Literals | None) -> None:
+        self._literals = literals
         self._template: str = tokenizer.get_chat_template()
         self._specials: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self._marked = bool(_MARK.search(self._template))
@@ -95,8 +100,8 @@ class _Template:
             Fault: If the template refuses the conversation.
         """
         if example.text is not None:
-            return render_plain(example, end="")
-        return Rendered(self._apply(_chat(example))[0], (), example.ref)
+            return render_plain(example, end="", literals=self._literals)
+        return self._shown(self._apply(_chat(self._hidden(example)))[0], (), example)
 
     def render(self, example: Example) -> Rendered:
         """Render one example.
@@ -105,7 +110,8 @@ class _Template:
             Fault: If the template refuses the conversation, or the answers cannot be told from the rest.
         """
         if example.text is not None:
-            return render_plain(example, end="")
+            return render_plain(example, end="", literals=self._literals)
+        example = self._hidden(example)
         chat = _chat(example)
         text, marks = self._apply(chat, marked=self._marked)
         if chat.tools and text == self._attempt(_Chat(chat.turns)):
@@ -117,7 +123,27 @@ class _Template:
         else:
             spans = [self._span(text, turn, chat) for turn in turns]
         learned = tuple(span for span, turn in zip(spans, turns, strict=True) if turn.learned)
-        return Rendered(text, learned, example.ref)
+        return self._shown(text, learned, example)
+
+    def _hidden(self, example: Example) -> Example:
+        """The example with special tokens hidden from the template; itself if there are none in it.
+
+        Raises:
+            Fault: If they cannot be hidden.
+        """
+        literals = self._literals
+        if literals is None or not any(map(literals.stand_in, _texts(example))):
+            return example
+        try:
+            messages = tuple(replace(message, **literals.hidden(_open(message))) for message in example.messages)
+            return replace(example, messages=messages, tools=tuple(map(literals.hidden, example.tools)))
+        except ValueError as error:
+            hint = "take those characters out, or set dataset.split_special_tokens: false"
+            raise Fault("LF-DATA-242", f"the row cannot be told from the template: {error}", hint=hint) from None
+
+    def _shown(self, text: str, spans: tuple[Span, ...], example: Example) -> Rendered:
+        text, literal = self._literals.shown(text) if self._literals else (text, ())
+        return Rendered(text, spans, example.ref, literal=literal)
 
     def _span(self, text: str, turn: _Turn, chat: _Chat, mark: Range | None = None) -> Span:
         """From the turn's header, or where the mark begins, to the token that ends it."""
@@ -202,20 +228,45 @@ class _Template:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, marks = render_jinja_template(
-                conversations=[list(chat.turns)],
-                tools=[dict(tool) for tool in chat.tools] or None,
-                chat_template=self._template,
-                add_generation_prompt=header,
-                return_assistant_tokens_mask=marked,
-                **self._specials,
-            )
+            with limited():
+                texts, marks = render_jinja_template(
+                    conversations=[list(chat.turns)],
+                    tools=[dict(tool) for tool in chat.tools] or None,
+                    chat_template=self._template,
+                    add_generation_prompt=header,
+                    return_assistant_tokens_mask=marked,
+                    **self._specials,
+                )
+        except TooCostly:
+            raise too_costly("the tokenizer", f"takes more than {CPU_SECONDS} seconds for one conversation") from None
         except TemplateSyntaxError as error:
             message = f"the chat template is not valid: {error.message} (line {error.lineno} of the template)"
             raise ModelError.of("LF-TEMPLATE-001", message) from None
         except Exception as error:  # noqa: BLE001  # a template is a program: it raises whatever it likes
             raise Fault("LF-TEMPLATE-002", f"the chat template refuses the conversation: {error}") from None
+        check_output(texts[0], len(self._template) + sum(len(str(turn)) for turn in chat.turns), "the tokenizer")
         return texts[0], marks[0] if marked else []
+
+
+def _open(message: Message) -> dict[str, Any]:
+    """The parts of a turn that a row writes freely."""
+    return {
+        "content": message.content,
+        "tool_calls": message.tool_calls,
+        "name": message.name,
+        "tool_call_id": message.tool_call_id,
+    }
+
+
+def _texts(example: Example) -> Iterator[str]:
+    """All texts that a template may write, calls and tools as one text each."""
+    for message in example.messages:
+        yield message.content
+        for other in (message.name, message.tool_call_id):
+            if other:
+                yield other
+        yield from map(str, message.tool_calls)
+    yield from map(str, example.tools)
 
 
 def _turns(messages: tuple[Message, ...]) -> Iterator[_Turn]:

@@ -32,6 +32,7 @@ class Rendered:
         ref: The row it comes from.
         begin: The tokenizer puts its own first tokens (BOS) before it; a chat template writes them itself.
         raw: Text without a prompt: all of it is learned, and it may be cut into pieces.
+        literal: Where special tokens begin that the row brings: they are text.
     """
 
     text: str
@@ -39,3 +40,4 @@ class Rendered:
     ref: RowRef
     begin: bool = False
     raw: bool = False
+    literal: tuple[int, ...] = ()

@@ -118,6 +118,9 @@ def read_parquet(path: Path, log: ProblemLog) -> Found:
         message = f"no parquet file: {str(error).splitlines()[0]}"
         raise DataError.of("LF-DATA-043", message, where=str(path), hint="write it again") from None
     except OSError as error:
+        if error.errno is None:  # arrow's own word for damaged pages
+            message = f"no parquet file: {(str(error) or 'damaged').splitlines()[0]}"
+            raise DataError.of("LF-DATA-043", message, where=str(path), hint="write it again") from None
         raise unreadable(path, error) from None
 
 

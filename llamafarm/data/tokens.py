@@ -69,9 +69,9 @@ class Tokenized:
 
     Attributes:
         rows: In the order of the examples.
-        counts: `examples`, of them `learned_from` and `first_token_added` (it was not there), `rows`, `tokens`,
-            `trained_tokens`, `longest`; and what a too small length cost:
-            `truncated`, `cut_into_pieces`, `dropped_without_answer`, `dropped_too_long` (examples), `tokens_cut`,
+        counts: `examples`, of them `learned_from`, `first_token_added` (it was not there) and
+            `with_special_tokens_as_text`, `rows`, `tokens`, `trained_tokens`, `longest`; and what a too small length
+            cost: `truncated`, `cut_into_pieces`, `dropped_without_answer`, `dropped_too_long` (examples), `tokens_cut`,
             `trained_tokens_cut`, `end_tokens_cut`, and `answers_without_end`: begun, so that they would be learned
             as answers that go on.
         losses: Examples that lost something to learn: index → trained tokens and answers' ends.
@@ -95,6 +95,7 @@ def tokenize(  # noqa: C901, PLR0915  # one branch for each thing that can becom
     mask_audit: MaskAuditConfig | None = None,
     explicit: ExplicitMask | None = None,
     first_token: int | None = None,
+    split_special_tokens: bool = True,
     watch: Callable[[Fitted], None] | None = None,
 ) -> Tokenized:
     """Tokenize examples and label what is learned: answers with their end token, or all of a raw text.
@@ -111,6 +112,7 @@ def tokenize(  # noqa: C901, PLR0915  # one branch for each thing that can becom
         mask_audit: What to refuse; None looks at nothing.
         explicit: Learn what these ids enclose, instead of what the template says.
         first_token: What every row begins with; it is put there where it is not, and never learned.
+        split_special_tokens: Special tokens that stand in a row are text: they never get the ids that templates use.
         watch: Is shown each example.
 
     Raises:
@@ -128,9 +130,11 @@ def tokenize(  # noqa: C901, PLR0915  # one branch for each thing that can becom
     encoder = Encoder(tokenizer, first_token)
     auditor = Auditor(tokenizer, mask_audit) if mask_audit and mask_audit.enabled else None
     shown = partial(_show, auditor=auditor, watch=watch, everything=everything)
-    for index, rendered, encoded in _encode(examples, renderer(tokenizer, spans=explicit is None), encoder):
+    render = renderer(tokenizer, spans=explicit is None, split_special_tokens=split_special_tokens)
+    for index, rendered, encoded in _encode(examples, render, encoder):
         example = examples[index]
         counts["first_token_added"] += encoded.added
+        counts["with_special_tokens_as_text"] += bool(rendered.literal)
         if explicit and example.messages:
             encoded.learned = explicit.learned(example, encoded.ids)
         if not encoded.learned:

@@ -160,9 +160,11 @@ def _rows(
             train_on_inputs=config.dataset.train_on_inputs,
             explicit=explicit_mask(config.dataset, tokenizer),
             first_token=first,
+            split_special_tokens=config.dataset.split_special_tokens,
         ).rows
     if texts:
         options: dict[str, Any] = {"stage": "pt", "max_seq_length": _UNLIMITED, "train_on_inputs": True}
+        options["split_special_tokens"] = config.dataset.split_special_tokens
         step = min(stride or length // 2, length - 1 - (first is not None))
         for row in tokenize(texts, tokenizer, **options, first_token=first).rows:
             rows += windows(row.input_ids, length, step, example=row.example, first=first)

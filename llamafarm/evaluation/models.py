@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from llamafarm.errors import ModelError
+from llamafarm.models.adapter_config import base_named_by
 from llamafarm.models.locate import locate
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+|best)")
@@ -17,8 +17,7 @@ def base_of(model: str) -> str | None:
     located = locate(model)
     if not located.is_adapter or located.folder is None:
         return None
-    described = json.loads((located.folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(described.get("base_model_name_or_path") or "") or None
+    return base_named_by(located.folder)
 
 
 def models_to_measure(model: str, baseline: str, *, every: bool) -> list[str]:

@@ -28,6 +28,7 @@ from llamafarm.export.report import REPORT_FILE, Check, Report
 from llamafarm.export.request import ExportRequest
 from llamafarm.export.targets import commands, notes, write_for_server
 from llamafarm.models._tokenizer import quiet
+from llamafarm.models.adapter_config import base_named_by, read_adapter_config
 from llamafarm.models.first_token import begun, described_token, first_token
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.serving import described, obstacles
@@ -110,7 +111,7 @@ def _refuse(work: _Work) -> None:
     options = None
     if work.located.is_adapter:
         assert folder is not None
-        options = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        options = read_adapter_config(folder)
     base = (options or {}).get("base_model_name_or_path") or request.model
     names = [method.name for method in methods_of(request.model, work.registry)]
     found = obstacles(
@@ -262,8 +263,7 @@ def _report(work: _Work, reference: _Reference, dtype: str) -> Report:
     request, folder = work.request, work.located.folder
     base = work.located.public_name
     if work.located.is_adapter and folder:
-        given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        base = _public(given)
+        base = _public(base_named_by(folder) or "")
     report = Report(
         work.located.public_name,
         request.to,
@@ -302,13 +302,12 @@ def _dtype_of(located: Located) -> str:
     """The precision of the base's files, as its configuration says it."""
     source = located.source
     if located.is_adapter and located.folder:
-        given = json.loads((located.folder / "adapter_config.json").read_text(encoding="utf-8"))
-        source = locate(given["base_model_name_or_path"]).source
+        source = locate(base_named_by(located.folder) or "").source
     return _dtype_in(source)
 
 
 def _dtype_in(source: str | Path) -> str:
     if not isinstance(source, str) and not (source / "config.json").is_file():
         return "float32"
-    dtype = getattr(AutoConfig.from_pretrained(str(source)), "dtype", None)
+    dtype = getattr(AutoConfig.from_pretrained(str(source), trust_remote_code=False), "dtype", None)
     return str(dtype).removeprefix("torch.") if dtype is not None else "float32"

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def reload_model(folder: Path, *, device: str, gguf: str | None = None) -> Any:
     """The model of a folder, or of a GGUF file in it, in float32 and evaluation mode."""
-    options = {"gguf_file": gguf} if gguf else {}
+    options: dict[str, Any] = {
+        "trust_remote_code": False,
+        **({"gguf_file": gguf} if gguf else {"use_safetensors": True}),
+    }
     with redirect_stderr(StringIO()) if gguf else nullcontext():  # its progress bar cannot be switched off
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
     return model.to(device).eval()
@@ -28,4 +31,4 @@ def reload_adapter(folder: Path, base: Any) -> Any:
 
 def reload_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder."""
-    return AutoTokenizer.from_pretrained(str(folder))
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from llamafarm.export.modelfile import Modelfile, derive
 from llamafarm.export.request import ExportRequest
+from llamafarm.models.adapter_config import read_adapter_config
 from llamafarm.models.locate import Located
 from llamafarm.models.record import read_methods, read_quantization
 from llamafarm.models.serving import highest_rank, vllm_rank
@@ -98,5 +98,4 @@ def _splitting(tokenizer: Any) -> list[str]:
 
 def _options(located: Located) -> dict[str, Any]:
     assert located.folder is not None
-    options: dict[str, Any] = json.loads((located.folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return options
+    return read_adapter_config(located.folder)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import nn
+
+from llamafarm.errors import ModelError, SecurityError
+from llamafarm.models.adapter_config import FILE, WEIGHTS, read_adapter_config
+from llamafarm.models.templates import CPU_SECONDS, TooCostly, limited
+
+_WRAPPING = re.compile(r"\.(default|modules_to_save|base_layer|original_module|weight)(?=\.|$)")
+"""Parts of a tensor's name that differ between an adapter's file and the model it is loaded into."""
 
 
 @contextmanager
@@ -27,3 +39,67 @@ def without_idle_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         yield
+
+
+def adapter_config(folder: Path) -> Any:
+    """PEFT's configuration of an adapter, made from the keys that were checked.
+
+    Raises:
+        ModelError: If PEFT has no such kind of adapter, or does not take the values.
+        SecurityError: If it chooses code or other files.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    described = read_adapter_config(folder)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(described.get("peft_type")).upper())
+    if kind is None:
+        message = f"{FILE} has the peft_type {str(described.get('peft_type'))[:60]!r}, which this PEFT does not know"
+        raise ModelError.of("LF-MODEL-174", message, where=str(folder / FILE))
+    described.pop("runtime_config", None)
+    try:
+        return kind.from_peft_type(**kind.check_kwargs(**described))
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError.of("LF-MODEL-174", f"{FILE}: {reason}", where=str(folder / FILE)) from None
+
+
+def check_patterns(model: nn.Module, config: Any, given: str) -> None:
+    """Match an adapter's patterns against the names of all modules, as PEFT will, but not for ever.
+
+    Raises:
+        ModelError: If one is no pattern.
+        SecurityError: If one does not come to an end.
+    """
+    told = [getattr(config, name, None) for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    patterns = [pattern for pattern in told if isinstance(pattern, str)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns += [rf"(.*\.)?({key})$" for key in getattr(config, name, None) or {}]
+    try:
+        with limited():
+            for pattern in patterns:
+                compiled = re.compile(pattern)
+                for name, _ in model.named_modules():
+                    compiled.fullmatch(name)
+    except TooCostly:
+        message = f"the adapter in {given} has a pattern that does not end in {CPU_SECONDS} seconds"
+        raise SecurityError.of("LF-SECURITY-012", message, hint="list the names of its modules instead") from None
+    except (re.error, RecursionError) as error:
+        raise ModelError.of("LF-MODEL-174", f"{FILE} of {given} has no valid pattern: {error}") from None
+
+
+def check_tensors(model: nn.Module, folder: Path) -> None:
+    """Every tensor of a LoRA's file has its place in the model: PEFT leaves others out without a word.
+
+    Raises:
+        ModelError: If one has none.
+    """
+    configs = getattr(model, "peft_config", {})
+    if any(str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" for config in configs.values()):
+        return
+    places = {_WRAPPING.sub("", name) for name in model.state_dict()}
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        lost = [name for name in file.keys() if _WRAPPING.sub("", name) not in places]  # noqa: SIM118  # no mapping
+    if lost:
+        message = f"{len(lost)} tensors of {WEIGHTS} have no place in the base, such as {lost[0][:100]}"
+        hint = f"its base is another model, or {FILE} is not its own"
+        raise ModelError.of("LF-MODEL-173", message, where=str(folder), hint=hint)

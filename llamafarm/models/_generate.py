@@ -14,6 +14,8 @@ from transformers.generation.streamers import TextStreamer
 from llamafarm.errors import ModelError
 from llamafarm.models._turns import end_of_turn
 from llamafarm.models.first_token import begun, first_token
+from llamafarm.models.literal import literals_of
+from llamafarm.models.templates import CPU_SECONDS, TooCostly, check_output, limited, too_costly
 
 Chat = Sequence[dict[str, str]]
 """Messages as `{"role": …, "content": …}`."""
@@ -94,11 +96,19 @@ def _encode(prompt: str | Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]
         raise ModelError.of(
             "LF-MODEL-030", "the tokenizer has no chat template", hint="give a raw prompt, or another base model"
         )
+    literals = literals_of(tokenizer)
     try:
-        encoding = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)
+        with limited():
+            text = tokenizer.apply_chat_template(literals.hidden(prompt), add_generation_prompt=True, tokenize=False)
+    except TooCostly:
+        raise too_costly("the tokenizer", f"takes more than {CPU_SECONDS} seconds for one conversation") from None
     except Exception as error:  # templates raise whatever they like
         raise ModelError.of("LF-MODEL-031", f"the chat template refuses these messages: {error}") from error
-    return list(encoding["input_ids"])
+    check_output(text, len(str(tokenizer.chat_template)) + len(str(prompt)), "the tokenizer")
+    text, literal = literals.shown(text)  # what the messages bring is text, as in training
+    return (
+        literals.encode(text, literal)[0] if literal else list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    )
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Chat]) -> list[int]:

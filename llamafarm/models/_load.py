@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
-from llamafarm.models._adapter import repeatable, without_idle_warnings
+from llamafarm.models._adapter import (
+    adapter_config,
+    check_patterns,
+    check_tensors,
+    repeatable,
+    without_idle_warnings,
+)
 from llamafarm.models._quantize import gptq_with_gradients, keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -24,8 +29,10 @@ from llamafarm.models._tokenizer import (
     quiet,
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
+from llamafarm.models.adapter_config import base_named_by, require_base_here, require_weights
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.prequantized import require_library, stored_as
+from llamafarm.models.safety import require_safetensors
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -56,7 +63,9 @@ def load_model(
     quiet()
     located = available(config)
     require_library(located, config)
-    arguments = hub_arguments(config) | {"dtype": dtype}
+    if located.folder is not None:
+        require_safetensors(located.folder, located.given)
+    arguments = hub_arguments(config) | {"dtype": dtype, "use_safetensors": True}
     if attention:
         arguments["attn_implementation"] = attention
     if quantization:
@@ -118,10 +127,11 @@ def _load_adapter(
     from peft import PeftModel
 
     assert located.folder
-    described = json.loads((located.folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = options.model_copy(update={"huggingface_id": described.get("base_model_name_or_path") or None})
+    base = options.model_copy(update={"huggingface_id": base_named_by(located.folder), "trust_remote_code": False})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
+    require_base_here(base.huggingface_id, base, located.given)
+    require_weights(located.folder, located.given)
     loaded = load_model(base, dtype=dtype, quantization=quantization, device=device)
     if quantization and unpacked:
         loaded = loaded.dequantize(dtype)
@@ -130,8 +140,11 @@ def _load_adapter(
     if additions := read_additions(located.folder) or _foreign_additions(located.folder, loaded, tokenizer):
         add_rows(loaded, additions)
     name_special_tokens(loaded, tokenizer)
+    described = adapter_config(located.folder)
+    check_patterns(loaded, described, located.given)
     with explained(located, "adapter"), repeatable(), without_idle_warnings():
-        adapted = PeftModel.from_pretrained(loaded, str(located.folder))
+        adapted = PeftModel.from_pretrained(loaded, str(located.folder), config=described)
+    check_tensors(adapted, located.folder)
     return adapted, tokenizer
 
 

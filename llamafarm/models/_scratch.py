@@ -23,6 +23,7 @@ from llamafarm.api.config import ScratchConfig
 from llamafarm.errors import ModelError, nearest
 from llamafarm.models._turns import end_of_turn
 from llamafarm.models.special import ensure_pad
+from llamafarm.models.templates import check_templates
 
 _WORDS = r" ?\p{L}+|\p{N}{1,3}|[._/-]\p{L}+| ?[^\s\p{L}\p{N}]+|\s*\n|\s+(?!\S)|\s+"
 """Where merges stop: a word takes the space before it, a number never does (so a number has one spelling in tokens),
@@ -56,6 +57,7 @@ def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> PreTrainedTo
         extra_special_tokens=list(config.extra_tokens),
         **named,
     )
+    check_templates(config.chat_template, "from_scratch.chat_template")
     wrapped.chat_template = config.chat_template
     ensure_pad(wrapped)
     return wrapped
@@ -75,7 +77,7 @@ def _brought_by_its_class(config: ScratchConfig) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         bare.save_pretrained(folder)
         (Path(folder) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-        loaded = AutoTokenizer.from_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return {name: str(token) for name, token in loaded.special_tokens_map.items() if name not in config.special_tokens}
 
 

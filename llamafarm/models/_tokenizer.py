@@ -18,7 +18,9 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError, NetworkError, SecurityError
 from llamafarm.models.hub import fetch_config
 from llamafarm.models.locate import Located, locate
+from llamafarm.models.safety import check_folder, require_floors
 from llamafarm.models.special import Vocabulary, extended, pad_is_text
+from llamafarm.models.templates import check_templates
 
 
 def load_tokenizer(config: BaseModelConfig) -> PreTrainedTokenizerBase:
@@ -35,6 +37,7 @@ def load_vocabulary(config: BaseModelConfig) -> Vocabulary:
 
     Raises:
         ModelError: If there is none, it cannot be read, or lacks what `config` takes for granted.
+        SecurityError: If a file of it is no mere data, or its chat template costs too much.
     """
     quiet()
     located = available(config)
@@ -45,6 +48,7 @@ def load_vocabulary(config: BaseModelConfig) -> Vocabulary:
         if pad_is_text(tokenizer):
             notices = (f"the tokenizer's PAD token {tokenizer.pad_token!r} is ordinary text: another one is taken",)
             tokenizer = AutoTokenizer.from_pretrained(located.source, pad_token=None, **arguments)
+    check_templates(tokenizer.chat_template, located.given)
     found = extended(tokenizer, config)
     return replace(found, notices=(*notices, *found.notices))
 
@@ -57,17 +61,22 @@ def quiet() -> None:
 
 
 def available(config: BaseModelConfig) -> Located:
-    """The base model, known to be there.
+    """The base model, known to be there and to be data.
 
     Raises:
-        ModelError: If none is named, or there is no such model.
+        ModelError: If none is named, there is no such model, or its configuration cannot be used.
         NetworkError: If the hub cannot be reached.
+        SecurityError: If its files choose code, or lead out of its folder.
     """
+    require_floors()
     if not config.huggingface_id:
         raise ModelError.of("LF-MODEL-009", "no base model is named", hint="set base_model: NAME")
     located = locate(config.huggingface_id)
+    folder = located.folder
     if located.kind == "hub":
-        fetch_config(located.given, config)
+        folder = fetch_config(located.given, config).parent
+    if folder is not None and not config.trust_remote_code:
+        check_folder(folder)
     return located
 
 
@@ -93,7 +102,7 @@ def explained(located: Located, what: str) -> Iterator[None]:
             raise SecurityError.of(
                 "LF-SECURITY-001",
                 f"{located.given} wants to run code of its own",
-                hint="read that code, then set base_model.trust_remote_code: true if you trust it",
+                hint="read that code, then add --trust-remote-code if you trust it",
             ) from error
         if isinstance(error, OSError) and located.kind == "hub":
             raise NetworkError.of("LF-NET-001", f"cannot fetch the {what} of {located.given}: {reason}") from error

@@ -26,11 +26,16 @@ def require_cached(model: str, config: BaseModelConfig) -> None:
     Raises:
         NetworkError: If it is not.
     """
+    if not is_cached(model, config):
+        raise _unreachable(model)
+
+
+def is_cached(model: str, config: BaseModelConfig) -> bool:
+    """Whether a hub model is in the cache; touches no network."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "config.json", cache_dir=config.cache_dir, revision=config.revision)
-    if not isinstance(found, str):
-        raise _unreachable(model)
+    return isinstance(found, str)
 
 
 def fetch_config(model: str, config: BaseModelConfig) -> Path:

@@ -63,6 +63,6 @@ def _number(path: Path) -> int:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(encoding="ascii").splitlines()
     except OSError:
         return []

@@ -89,7 +89,7 @@ def _from_kernel(root: Path) -> list[Gpu]:
     """What the kernel module tells where its tools are not installed: names alone."""
     gpus: list[Gpu] = []
     for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
-        lines = (line.partition(":") for line in path.read_text().splitlines())
+        lines = (line.partition(":") for line in path.read_text(encoding="utf-8").splitlines())
         facts = {name.strip(): value.strip() for name, _, value in lines}
         gpus.append(Gpu(str(len(gpus)), facts.get("GPU UUID", ""), facts.get("Model", "NVIDIA GPU"), 0, (0, 0), ""))
     return gpus

@@ -37,7 +37,7 @@ def torch_build() -> TorchBuild | None:
 def _assignments(path: Path) -> dict[str, str | None]:
     """The names that a module sets to plain text or None."""
     values: dict[str, str | None] = {}
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         target = (
             node.target
             if isinstance(node, ast.AnnAssign)

@@ -7,7 +7,8 @@ from pathlib import Path
 from llamafarm.api import TrainingConfig
 from llamafarm.errors import NetworkError
 
-_PRIVATE = ("llamafarm/*", "runs/*", ".*")
+_PRIVATE = ("llamafarm/*", "runs/*", ".*", "eval_results.json")
+"""Our own records, and the answers to held-out rows, which quote them."""
 
 
 def upload(folder: Path, training: TrainingConfig) -> None:

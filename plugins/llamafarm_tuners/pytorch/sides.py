@@ -71,6 +71,7 @@ def _tokenized(
         "train_on_inputs": config.dataset.train_on_inputs,
         "over_long": config.dataset.over_long,
         "first_token": first_token,
+        "split_special_tokens": config.dataset.split_special_tokens,
     }
     explicit, audited = explicit_mask(config.dataset, tokenizer), config.dataset.mask_audit
     key = options | {"explicit": explicit and [explicit.prefix, explicit.suffix], "audit": audited.model_dump()}

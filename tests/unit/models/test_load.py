@@ -65,7 +65,7 @@ def test_code_of_a_model_does_not_run_unasked(copy: Path):
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": auto_map}))
     (copy / "evil.py").write_text("raise SystemExit('it ran')")
-    with pytest.raises(SecurityError, match=r"trust_remote_code.*LF-SECURITY-001"):
+    with pytest.raises(SecurityError, match=r"--trust-remote-code.*LF-SECURITY-001"):
         load(copy)
 
 

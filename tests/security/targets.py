@@ -1,0 +1,128 @@
+"""What is fuzzed: each target takes bytes and may raise nothing but our own errors."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from llamafarm.errors import LlamaFarmError
+
+FOLDER = Path(tempfile.mkdtemp(prefix="llamafarm-fuzz-"))
+
+
+def strategy(data: bytes) -> None:
+    """The loader of strategies."""
+    from llamafarm.core.yaml_source import read_yaml
+
+    read_yaml(_file("strategy.yaml", data))
+
+
+def rows(data: bytes) -> None:
+    """The reader of JSON lines and arrays."""
+    _read("rows.jsonl", data)
+
+
+def csv(data: bytes) -> None:
+    """The reader of tables."""
+    _read("rows.csv", data)
+
+
+def gzip(data: bytes) -> None:
+    """The reader of packed rows."""
+    _read("rows.jsonl.gz", data)
+
+
+def model_config(data: bytes) -> None:
+    """What is checked of a model's folder."""
+    from llamafarm.models.safety import check_folder
+
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors.index.json"):
+        _file(f"model/{name}", data)
+    check_folder(FOLDER / "model")
+
+
+def adapter_config(data: bytes) -> None:
+    """What is checked of an adapter's configuration."""
+    from llamafarm.models.adapter_config import read_adapter_config
+
+    _file("adapter/adapter_config.json", data)
+    read_adapter_config(FOLDER / "adapter")
+
+
+def template(data: bytes) -> None:
+    """Chat templates, in their sandbox and under their limits."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from llamafarm.models.templates import TooCostly, check_output, limited
+
+    text = data.decode(errors="replace")
+    turns = [{"role": "user", "content": "hello"}]
+    try:
+        with limited(1):
+            found = ImmutableSandboxedEnvironment().from_string(text).render(messages=turns)
+        check_output(found, len(text))
+    except (TemplateError, TooCostly, ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
+        return  # renderers turn whatever a template raises into an error with its row
+    except (RecursionError, MemoryError, SyntaxError):
+        return
+
+
+def manifest(data: bytes) -> None:
+    """Records of runs."""
+    from llamafarm.core.record import manifest_of, settings_of
+    from llamafarm.models.record import read_methods
+
+    for name in ("llamafarm/manifest.json", "llamafarm/config.json", "llamafarm_methods.json"):
+        _file(f"run/{name}", data)
+    manifest_of(FOLDER / "run")
+    settings_of(FOLDER / "run")
+    read_methods(FOLDER / "run")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (strategy, rows, csv, gzip, model_config, adapter_config, template, manifest)
+}
+
+SEEDS: dict[str, list[bytes]] = {
+    "strategy": [
+        b"name: a\ncomponents: {fine_tuner: {type: pytorch, config: {output_dir: x}}}",
+        b"a: &b [*b, ${X:-1}]",
+    ],
+    "rows": [b'{"instruction": "a", "output": "b"}\n', b'[{"text": "a"}, {"text": 1e9}]'],
+    "csv": [b'a,b\n1,"2\n3"\n', b"a;b\n1;2\n"],
+    "gzip": [b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\xabV*I\xad(Q\xb2RJT\xaa\x05\x00"],
+    "model_config": [
+        json.dumps({"model_type": "llama", "auto_map": {}, "weight_map": {"a": "m.safetensors"}}).encode()
+    ],
+    "adapter_config": [json.dumps({"peft_type": "LORA", "r": 8, "target_modules": ["q"], "rank_pattern": {}}).encode()],
+    "template": [b"{% for m in messages %}{{ m['role'] ~ m.content | trim }}{% endfor %}"],
+    "manifest": [json.dumps({"version": 1, "methods": [{"type": "lora", "config": {}}], "pid": 1}).encode()],
+}
+
+
+def attempt(name: str, data: bytes) -> None:
+    """Run a target; our own errors are what it may end with."""
+    try:
+        TARGETS[name](data)
+    except LlamaFarmError:
+        return
+
+
+def _file(name: str, data: bytes) -> Path:
+    path = FOLDER / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def _read(name: str, data: bytes) -> None:
+    from llamafarm.data.problems import ProblemLog
+    from llamafarm.data.sources import read
+
+    log = ProblemLog()
+    for _ in read(str(_file(name, data)), log, lambda _: None):
+        pass
+    log.check()
