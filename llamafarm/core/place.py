@@ -72,6 +72,8 @@ class OldPlace:
     def __enter__(self) -> Self:
         try:
             self._lock.__enter__()
+            for part in (self._folder / OWN).glob(".*.part"):  # of a process that was killed while it wrote
+                part.unlink()
         except OSError as error:
             raise DiskError.of(
                 "LF-DISK-022", f"cannot write into the run's folder: {error.strerror}", where=str(self._folder)

@@ -24,6 +24,7 @@ from llamafarm.models._tokenizer import (
     quiet,
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
+from llamafarm.models.identity import require_identity
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.prequantized import require_library
 from llamafarm.models.vocabulary import Additions, read_additions
@@ -111,6 +112,7 @@ def _load_adapter(
     base = options.model_copy(update={"huggingface_id": described.get("base_model_name_or_path") or None})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
+    require_identity(located.folder, base.huggingface_id, base.revision)
     loaded = load_model(base, dtype=dtype, quantization=rounded)
     if getattr(loaded, "is_quantized", False) and rounded is not None:
         loaded = loaded.dequantize(dtype)

@@ -218,7 +218,9 @@ class Laboratory:
             found = self.left()
         except (OSError, ValueError) as error:
             return f"incomplete: {error}"
-        wrong = [name for name in ("weights", "best", "log", "status") if getattr(found, name) != getattr(expected, name)]
+        wrong = [
+            name for name in ("weights", "best", "log", "status") if getattr(found, name) != getattr(expected, name)
+        ]
         if wrong:
             return f"other {', '.join(wrong)}"
         if leftovers and (names := self.leftovers()):

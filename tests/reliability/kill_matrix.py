@@ -105,7 +105,10 @@ def main() -> int:
                 said = names.get(str(number), "").replace("\t", " ").replace(str(laboratory.folder), "")
                 print(f"{kind} {options.fault} {number} ({said}): {wrong}", flush=True)
         seconds = time.monotonic() - begun
-        print(f"{kind} {options.fault}: {found['good']} of {found.total()} points ({total} events), {seconds:.0f} s", flush=True)
+        print(
+            f"{kind} {options.fault}: {found['good']} of {found.total()} points ({total} events), {seconds:.0f} s",
+            flush=True,
+        )
         lost += found["bad"]
     return 1 if lost else 0
 

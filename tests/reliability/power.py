@@ -66,13 +66,13 @@ def _empty_dirty(folder: Path, events: Sequence[Event]) -> None:
 
 
 def _is_synced(event: Event, after: Sequence[Event]) -> bool:
-    """Whether the folder that holds the name was synced later, whatever that folder is called by then."""
-    holder = str(Path(event.place).parent)
+    """Whether a folder that holds the name was synced later, whatever it is called by then; a rename is one change."""
+    holders = {str(Path(name).parent) for name in (event.place, event.path)}
     for other in after:
-        if other.name == "fsync" and other.path == holder:
+        if other.name == "fsync" and other.path in holders:
             return True
         if other.name == "rename":
-            holder = _renamed(holder, other)
+            holders = {_renamed(holder, other) for holder in holders}
     return False
 
 
