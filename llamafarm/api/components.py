@@ -27,7 +27,7 @@ from llamafarm.api.values import (
     Suggestion,
     TrainingResult,
 )
-from llamafarm.errors import Problem
+from llamafarm.errors import Problem, StrategyError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +125,18 @@ class FineTuner(Component[TunerConfigT]):
         Raises:
             LlamaFarmError: For everything a user can mend.
         """
+
+    def selfcheck(self, plan: RunPlan, data: PreparedData, run: RunContext) -> Mapping[str, Any]:  # for overriders
+        """Prove on the run's own model and rows that training computes what it should; write nothing.
+
+        Returns:
+            Figures: at least `rows`, `tolerance`, and the relative differences `loss` and `gradients`.
+
+        Raises:
+            StrategyError: If this fine-tuner has no such check.
+            QualityError: If the differences are more than rounding.
+        """
+        raise StrategyError.of("LF-TRAIN-060", f"the fine-tuner {self.name!r} has no selfcheck")
 
 
 class Method(Component[ConfigT]):

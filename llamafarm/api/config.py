@@ -379,6 +379,9 @@ class TrainingConfig(Config):
     fp16: bool = Field(False, description="fp16 autocast with loss scaling (CUDA only).")
     bf16: bool = Field(False, description="bf16 autocast.")
     tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
+    fused: bool = Field(
+        True, description="Decoder layers with a backward pass of our own, where architecture and method allow it."
+    )
     pure_bf16: bool = Field(
         False, description="All weights in bf16, the trained ones too: half the memory, small updates are rounded away."
     )

@@ -68,7 +68,8 @@ class PlainProgress:
         self.session = session
 
     def __call__(self, event: Event, /) -> None:
-        if event.type in {"result", "ledger"}:  # the summary shows the one, notices said the other
+        # the summary shows the first, notices said what matters of the others
+        if event.type in {"result", "ledger", "paths"}:
             return
         if event.type == "model":
             for line in parameter_lines(event.fields):

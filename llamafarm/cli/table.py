@@ -63,6 +63,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     ),
     "validate": Leaf("llamafarm.cli.validate:validate", "Check strategy files and show every error at once."),
     "explain": Leaf("llamafarm.cli.explain:explain", "Show every setting of a strategy and where it comes from."),
+    "selfcheck": Leaf("llamafarm.cli.selfcheck:selfcheck", "Prove that training computes what it should."),
     "inspect": Leaf("llamafarm.cli.inspect:inspect", "Show rows as the model will see them, and what is trained."),
     "find-split": Leaf("llamafarm.cli.find_split:find_split", "Find the token ids around answers, as flags to paste."),
     "strategies": Branch(

@@ -119,6 +119,9 @@ class Run:
         if type == "ledger":
             self._manifest |= {name: dict(fields[name]) for name in ("rows", "tokens", "mask_audit") if name in fields}
             self._surviving(self._save_manifest)
+        elif type == "paths":
+            self._manifest["paths"] = dict(fields)
+            self._surviving(self._save_manifest)
         elif type == "resumed":
             self._surviving(lambda: self._go_on(fields))
         self._waiting.append(redact(json.dumps({"ts": now(), "type": type, **fields}, default=str), self.secrets))

@@ -60,7 +60,7 @@ def test_the_loss_of_the_loaded_model_is_that_of_the_run(tiny_model_dir, tmp_pat
     """The held-out loss at the end of the run, computed again by what was saved; and without the method, another."""
     from llamafarm.api import Example, Message, RowRef
     from llamafarm.data.tokens import tokenize
-    from llamafarm_tuners.pytorch._batches import collate
+    from llamafarm_tuners.pytorch._batches import padded
     from llamafarm_tuners.pytorch._loss import token_losses
 
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_fields(6)), encoding="utf-8")
@@ -83,7 +83,7 @@ def test_the_loss_of_the_loaded_model_is_that_of_the_run(tiny_model_dir, tmp_pat
     tokenized = tokenize(
         examples, tokenizer, stage="sft", max_seq_length=2048, train_on_inputs=False, first_token=first_token(model)
     )
-    batch = collate(tokenized.rows, 0)
+    batch = padded(tokenized.rows, 0)
     with torch.no_grad():
         loss, _ = token_losses(model, batch, selective=False)
     # the same float32 sums over batches of another size
@@ -150,7 +150,8 @@ def test_each_of_two_processes_scales(tiny_model_dir, tmp_path: Path):
     assert finished.returncode == 0, finished.stderr
     for rank in (0, 1):
         found = json.loads((tmp_path / f"two-{rank}.json").read_text())
-        assert found["hits"] == 3 * 2 * 2, "steps x micro-steps x rows of each process"
+        # before training the fast ways are tried on a few rows, the same in each process
+        assert found["hits"] >= 3 * 2 * 2, "steps x micro-steps x rows of each process"
         assert found["fsdp_hits"] == 1
         assert found["fsdp_difference"] < 1e-6  # gathered weights are the same numbers
     assert (tmp_path / "two" / "checkpoint-2" / "bos_zero_config.json").is_file()

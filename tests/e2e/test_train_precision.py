@@ -106,7 +106,8 @@ def test_switches_hold_while_training_and_are_put_back(fit, seen, method):
 
 def test_eager_and_sdpa_train_alike(fit):
     runs = [
-        fit("lora", max_steps=4, base=_model(fit) | {"attn_implementation": kernel}) for kernel in ("eager", "sdpa")
+        fit("lora", {"dropout": 0.0}, max_steps=4, base=_model(fit) | {"attn_implementation": kernel})
+        for kernel in ("eager", "sdpa")
     ]
     # two orders of the same fp32 sums, four steps long
     assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-4)
@@ -116,9 +117,11 @@ def test_eager_and_sdpa_train_alike(fit):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_compiled_model_is_what_trains_and_its_names_are_clean(fit, seen, method):
-    plain = fit(method, max_steps=3, learning_rate=1e-3)
+    # padded batches and those in one row would draw other dropout
+    options = {"dropout": 0.0} if method == "lora" else {}
+    plain = fit(method, options, max_steps=3, learning_rate=1e-3)
     assert seen["graphs"] == 0
-    done = fit(method, max_steps=3, learning_rate=1e-3, torch_compile=True, torch_compile_backend="aot_eager")
+    done = fit(method, options, max_steps=3, learning_rate=1e-3, torch_compile=True, torch_compile_backend="aot_eager")
     assert seen["graphs"] > 0, "the compiled forward pass is the one that was called"
     assert done.losses == pytest.approx(plain.losses, rel=1e-5)
     names = [set(load_file(path)) for run in (plain, done) for path in run.folder.glob("*.safetensors")]

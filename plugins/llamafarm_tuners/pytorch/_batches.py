@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 
-from llamafarm.data.packing import Pack
+from llamafarm.data.packing import Pack, unpack
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -29,17 +30,19 @@ class TokenRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right to one length.
+    """Rows as tensors, in one of two layouts: one after the other in one long row, or padded to one length.
 
     Attributes:
-        input_ids: (rows, length).
-        attention_mask: (rows, length); 1 for tokens, 0 for padding, by length and not by id. None for packs: what
-            belongs together is then told by the positions alone, and padding is a document of its own.
-        positions: (rows, length), for packs only: each token's place in its document.
-        targets: (rows, length - 1): the label of the next token.
-        kept: Positions at which some row has a target: the only ones whose logits are needed; never empty.
+        input_ids: (1, tokens) or (rows, length).
+        attention_mask: (rows, length), 1 for tokens and 0 for padding, by length and not by id; in one long row what
+            the attention kernel wants there, maybe nothing.
+        targets: As `input_ids`: the label of the next token.
+        kept: Columns in which some row has a target: the only ones whose logits are needed; never empty.
         tokens: Real tokens.
         labels: Targets that count.
+        positions: For one long row: each token's place in its document.
+        bounds: For one long row: where documents begin, and the end.
+        longest: For one long row: the length of the longest document.
     """
 
     input_ids: torch.Tensor
@@ -49,67 +52,86 @@ class Batch:
     tokens: int
     labels: int
     positions: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
+    longest: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        tensors = (self.input_ids, self.attention_mask, self.targets, self.kept, self.positions)
-        ids, mask, targets, kept, positions = (None if t is None else t.to(device) for t in tensors)
-        assert ids is not None
-        assert targets is not None
-        assert kept is not None
-        return Batch(ids, mask, targets, kept, self.tokens, self.labels, positions)
+        tensors = {name: getattr(self, name) for name in self.__slots__}
+        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+        if self.attention_mask is not None and self.bounds is not None:
+            moved["bounds"] = self.bounds  # our kernel splits by them: read on a GPU, each layer would wait for it
+        return replace(self, **moved)
 
     @property
-    def inputs(self) -> dict[str, torch.Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """What the model is called with."""
-        if self.positions is not None:
-            return {"input_ids": self.input_ids, "position_ids": self.positions}
-        assert self.attention_mask is not None
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.positions is None:
+            return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.positions,
+            "cu_seq_lens_q": self.bounds,
+            "cu_seq_lens_k": self.bounds,
+            "max_length_q": self.longest,
+            "max_length_k": self.longest,
+        }
 
 
-def collate(rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:
-    """Pad rows on the right to the longest of them, rounded up to `multiple`."""
+def padded(rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:
+    """Pad rows (of packs: their documents) on the right to the longest of them, rounded up to `multiple`."""
+    rows = documents(rows)
     width = -(-max(len(row.input_ids) for row in rows) // multiple) * multiple
-    width = max(width, 2)
     ids = torch.full((len(rows), width), pad_token_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    targets = torch.full((len(rows), width), IGNORED, dtype=torch.long)
     for index, row in enumerate(rows):
         length = len(row.input_ids)
-        ids[index, :length] = torch.tensor(row.input_ids)
+        ids[index, :length] = torch.as_tensor(row.input_ids)
         mask[index, :length] = 1
-        labels[index, :length] = torch.tensor(row.labels)
-    targets = labels[:, 1:]
-    positions = None
-    if any(isinstance(row, Pack) for row in rows):
-        positions = _positions(rows, width)
-        targets = targets.masked_fill(positions[:, 1:] == 0, IGNORED)
+        targets[index, : length - 1] = torch.as_tensor(row.labels)[1:]
     learned = targets != IGNORED
-    kept = learned.any(dim=0).nonzero().squeeze(1)
-    if not len(kept):  # nothing to learn here; other processes may still wait for this one's gradients
-        kept = torch.zeros(1, dtype=torch.long)
-    tokens = int(mask.sum())
-    return Batch(ids, mask if positions is None else None, targets, kept, tokens, int(learned.sum()), positions)
+    return Batch(ids, mask, targets, _kept(learned), int(mask.sum()), int(learned.sum()))
 
 
-def _positions(rows: Sequence[TokenRow], width: int) -> torch.Tensor:
-    """Each token's place in its document; the padding of a row is one more document."""
-    positions = torch.arange(width).repeat(len(rows), 1)
-    for index, row in enumerate(rows):
-        length = len(row.input_ids)
-        positions[index, :length] = torch.tensor(row.positions if isinstance(row, Pack) else range(length))
-        positions[index, length:] -= length
-    return positions
+def in_one_row(rows: Sequence[TokenRow], mask: torch.Tensor | None = None) -> Batch:
+    """Put rows (of packs: their documents) one after the other: nothing is padded.
 
-
-def in_one_row(packs: Sequence[Pack]) -> Pack:
-    """Packs as one row, for attention kernels that tell documents apart by positions in a batch of one only."""
-    return Pack(
-        [token for item in packs for token in item.input_ids],
-        [label for item in packs for label in item.labels],
-        [position for item in packs for position in item.positions],
+    Args:
+        rows: At least one.
+        mask: What the attention kernel wants in place of a mask.
+    """
+    rows = documents(rows)
+    lengths = torch.tensor([len(row.input_ids) for row in rows])
+    bounds = functional.pad(lengths.cumsum(0), (1, 0))
+    ids = torch.cat([torch.as_tensor(row.input_ids) for row in rows])
+    targets = torch.cat([torch.as_tensor(row.labels) for row in rows]).roll(-1)
+    targets[bounds[1:] - 1] = IGNORED  # no document predicts the first token of the next
+    positions = torch.arange(len(ids)) - bounds[:-1].repeat_interleave(lengths)
+    learned = targets != IGNORED
+    return Batch(
+        input_ids=ids[None],
+        attention_mask=mask,
+        targets=targets[None],
+        kept=_kept(learned[None]),
+        tokens=len(ids),
+        labels=int(learned.sum()),
+        positions=positions[None],
+        bounds=bounds.int(),
+        longest=int(lengths.max()),
     )
+
+
+def documents(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """The rows, and in place of each pack its documents."""
+    return [item for row in rows for item in (unpack(row) if isinstance(row, Pack) else (row,))]
+
+
+def _kept(learned: torch.Tensor) -> torch.Tensor:
+    kept = learned.any(dim=0).nonzero().squeeze(1)
+    # with nothing to learn here, other processes may still wait for this one's gradients
+    return kept if len(kept) else torch.zeros(1, dtype=torch.long)
 
 
 @dataclass(frozen=True, slots=True)

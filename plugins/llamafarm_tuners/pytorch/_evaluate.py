@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from llamafarm_tuners.pytorch._batches import TokenRow, collate
+from llamafarm_tuners.pytorch._batches import TokenRow
 from llamafarm_tuners.pytorch._loss import token_losses
+from llamafarm_tuners.pytorch.fast._install import Paths
 
 
 def evaluate(
@@ -20,9 +21,9 @@ def evaluate(
     rows: Sequence[TokenRow],
     accelerator: Accelerator,
     *,
+    paths: Paths,
     batch_size: int,
     pad_token_id: int,
-    selective: bool,
     more: bool,
 ) -> dict[str, float]:
     """Mean loss per target token over all rows (each token weighs the same), and with `more` accuracy and perplexity.
@@ -36,9 +37,10 @@ def evaluate(
     model.eval()
     with torch.inference_mode():
         for start in range(0, len(mine), batch_size):
-            batch = collate([rows[row] for row in mine[start : start + batch_size]], pad_token_id)
+            batch = paths.batch([rows[row] for row in mine[start : start + batch_size]], pad_token_id)
+            batch = batch.to(accelerator.device)
             with autocast(accelerator):
-                loss, right = token_losses(model, batch.to(accelerator.device), selective=selective)
+                loss, right = token_losses(model, batch, selective=paths.selective, head=paths.head)
             totals += torch.tensor([loss.item(), right.item(), batch.labels], dtype=torch.float64)
     model.train(was_training)
     loss, right, labels = sum_over_processes(totals, accelerator).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from llamafarm_tuners.pytorch._model import (
     count_parameters,
     keep_trained_format,
     model_for,
+    moved,
     say_precision,
     seed_everything,
     vocabulary_for,
@@ -37,6 +38,7 @@ from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, re
 from llamafarm_tuners.pytorch._train import Continuation, Course, train
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
+from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.identity import identity
@@ -77,7 +79,7 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
         LlamaFarmError: For everything a user can mend.
     """
     quiet()
-    accelerator = _accelerator(plan, autocast(config.training, plan))
+    accelerator = accelerator_for(plan, autocast(config.training, plan))
     training = settle_batches(config.training, plan.given, accelerator.num_processes)
     config = config.model_copy(update={"training": training})
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
@@ -87,11 +89,11 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 
 def _carry_out(job: Fit) -> TrainingResult:
     plan, accelerator = job.plan, job.accelerator
-    work, parameters = _prepare(job)
+    work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
-        with compiled(work.trained.model, work.training, plan):
-            course = train(work, job.run, Continuation(plan.resume, job.identity))
+        with compiled(work.trained.model, work.training, plan), _paths(job, work) as paths:
+            course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity))
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
         if accelerator.is_main_process:
@@ -104,7 +106,15 @@ def _carry_out(job: Fit) -> TrainingResult:
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
-def _prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
+def _paths(job: Fit, work: Work) -> AbstractContextManager[Paths]:
+    """The ways in which the model computes while it is trained; a compiled one computes in its own."""
+    training, device = work.training, job.accelerator.device
+    wanted = Wanted.nothing() if training.torch_compile else Wanted(layers=training.fused)
+    rows = [*work.rows, *work.held_out]
+    return fast_paths(moved(work.trained.model, device), rows, device, job.run, wanted, job.accelerator.autocast)
+
+
+def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
     config, plan, run = job.config, job.plan, job.run
     run.emit("phase", name="loading model")
@@ -235,7 +245,7 @@ def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:
         write_manifest(temporary, step, position={"step": step}, identity=job.identity)
 
 
-def _accelerator(plan: RunPlan, mixed: Autocast) -> Accelerator:
+def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
     return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)

@@ -10,31 +10,46 @@ from torch import nn
 from torch.nn import functional
 
 from llamafarm_tuners.pytorch._batches import IGNORED, Batch
+from llamafarm_tuners.pytorch.fast._head import head_loss, plain_head, skipped
 
 
-def token_losses(model: nn.Module, batch: Batch, *, selective: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(
+    model: nn.Module, batch: Batch, *, selective: bool, head: nn.Module | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the model on a batch.
 
     Args:
         model: A causal language model.
         batch: On the model's device.
         selective: Ask for the logits of the kept positions alone (see `can_select_logits`).
+        head: The model's head, if its product and the loss are to be computed in chunks.
 
     Returns:
         The sum of the negative log-likelihoods of all targets (float32, a scalar), and the number of targets whose
-        token is the model's first choice.
+        token is the model's first choice (-1 if a chunked loss had no need to know).
     """
-    arguments: dict[str, Any] = {"logits_to_keep": batch.kept} if selective else {}
-    output = model(**batch.inputs, use_cache=False, **arguments)
-    logits = output.logits if selective else output.logits[:, batch.kept]
-    targets = batch.targets[:, batch.kept]
-    learned = targets != IGNORED
-    chosen = logits[learned].float()
-    wanted = targets[learned]
-    return functional.cross_entropy(chosen, wanted, reduction="sum"), (chosen.detach().argmax(-1) == wanted).sum()
+    linear = plain_head(head)
+    if head is None or linear is None:
+        chosen, wanted = _at_targets(model, batch, selective=selective)
+        chosen = chosen.float()
+        return functional.cross_entropy(chosen, wanted, reduction="sum"), (chosen.detach().argmax(-1) == wanted).sum()
+    with skipped(head):
+        chosen, wanted = _at_targets(model, batch, selective=selective)
+    return head_loss(chosen, linear, wanted)
 
 
 def can_select_logits(model: nn.Module) -> bool:
     """Whether the model computes logits for chosen positions only."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _at_targets(model: nn.Module, batch: Batch, *, selective: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's logits where there is a target, and the targets."""
+    from_the_end = batch.kept - batch.targets.shape[1]  # whatever a method puts before the tokens
+    arguments: dict[str, Any] = {"logits_to_keep": from_the_end} if selective else {}
+    output = model(**batch.inputs, use_cache=False, **arguments)
+    logits = output.logits if selective else output.logits[:, from_the_end]
+    targets = batch.targets[:, batch.kept]
+    learned = targets != IGNORED
+    return logits[learned], targets[learned]

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,15 @@ from torch import nn
 from transformers.optimization import get_scheduler
 
 from llamafarm.api import TrainingConfig
-from llamafarm.data.packing import Pack
 from llamafarm.errors import ModelError
-from llamafarm_tuners.pytorch._batches import Batch, TokenRow, collate, in_one_row, masked
+from llamafarm_tuners.pytorch._batches import Batch, TokenRow, masked
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
-from llamafarm_tuners.pytorch._isolation import one_row_only, require_isolation
-from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
+from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._store import Trained
+from llamafarm_tuners.pytorch.fast._install import Paths
 from llamafarm_tuners.pytorch.guard import FiniteGuard
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
 from llamafarm_tuners.pytorch.tasks import by_task
@@ -44,6 +43,7 @@ class Work:
         folder: The run directory.
         difficulty: A number for each row, if a curriculum orders them.
         tasks: The task of each held-out row; may be empty.
+        paths: How batches are made and computed.
     """
 
     trained: Trained
@@ -54,6 +54,7 @@ class Work:
     folder: Path
     difficulty: Sequence[float] | None = None
     tasks: Sequence[str | None] = ()
+    paths: Paths = field(default_factory=Paths)
 
 
 class Stepper:
@@ -61,10 +62,7 @@ class Stepper:
 
     def __init__(self, work: Work, sizes: Sizes) -> None:
         self.work = work
-        self.selective = can_select_logits(work.trained.model)
         self.model = _placed(work)
-        if work.training.packing:
-            require_isolation(work.trained.model, work.rows, work.accelerator.device)
         self.optimizer = work.accelerator.prepare_optimizer(
             build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
         )
@@ -89,7 +87,7 @@ class Stepper:
             NumericError: If loss or gradient is not finite; the weights are then still those of the last step.
         """
         started = time.perf_counter()
-        accelerator = self.work.accelerator
+        accelerator, paths = self.work.accelerator, self.work.paths
         batches = [_batch(self.work, rows) for rows in micro_steps]
         labels = sum_over_processes(torch.tensor([float(sum(b.labels for b in batches))]), accelerator).item()
         scale = accelerator.num_processes / max(labels, 1.0)
@@ -98,7 +96,9 @@ class Stepper:
             waits = nullcontext() if batch is batches[-1] else accelerator.no_sync(self.model)
             with waits:
                 with autocast(accelerator):
-                    total, _ = token_losses(self.model, batch.to(accelerator.device), selective=self.selective)
+                    total, _ = token_losses(
+                        self.model, batch.to(accelerator.device), selective=paths.selective, head=paths.head
+                    )
                 accelerator.backward(total * scale)
             loss += total.detach()
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -126,9 +126,9 @@ class Stepper:
                 self.model,
                 rows,
                 self.work.accelerator,
+                paths=self.work.paths,
                 batch_size=training.per_device_eval_batch_size or training.batch_size,
                 pad_token_id=_pad(self.work),
-                selective=self.selective,
                 more=training.compute_metrics,
             )
 
@@ -142,11 +142,9 @@ class Stepper:
 def _batch(work: Work, chosen: Sequence[int]) -> Batch:
     multiple = 8 if work.accelerator.device.type == "cuda" else 1
     if chosen:
-        rows = [work.rows[row] for row in chosen]
-        packs = [row for row in rows if isinstance(row, Pack)] if one_row_only(work.trained.model) else []
-        return collate([in_one_row(packs)] if packs else rows, _pad(work), multiple)
+        return work.paths.batch([work.rows[row] for row in chosen], _pad(work), multiple)
     # The last rows of an epoch may not suffice for all processes; one without any still has to take part in the sum.
-    return replace(collate([masked(work.rows[0])], _pad(work), multiple), tokens=0)
+    return replace(work.paths.batch([masked(work.rows[0])], _pad(work), multiple), tokens=0)
 
 
 def _pad(work: Work) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.errors import Problem
@@ -38,3 +39,13 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         from llamafarm_tuners.pytorch._fit import fit
 
         return fit(self.config, plan, data, run)
+
+    def selfcheck(self, plan: RunPlan, data: PreparedData, run: RunContext) -> Mapping[str, Any]:
+        """Compare what training computes with what transformers and torch compute, on the first rows.
+
+        Raises:
+            QualityError: If they differ by more than rounding.
+        """
+        from llamafarm_tuners.pytorch._selfcheck import selfcheck
+
+        return selfcheck(self.config, plan, data, run)

@@ -89,6 +89,7 @@ class Accounting(Pytorch):
         super().fit(plan, data, run)
         rows = {**data.counts, "trained": 1, "dropped_too_long": 1}
         run.emit("ledger", rows=rows, tokens={"train": {"tokens": 5}}, mask_audit={"train": "sound"})
+        run.emit("paths", batches="padded")
         raise ModelError.of("LF-MODEL-001", "broken")
 
 
@@ -99,6 +100,7 @@ def test_what_became_of_the_rows_is_recorded_before_training(project, tmp_path):
     facts = manifest(tmp_path)
     assert facts["rows"] == {"read": 2, "trained": 1, "held_out": 0, "copies": 0, "dropped_too_long": 1}
     assert facts["tokens"] == {"train": {"tokens": 5}}
+    assert facts["paths"] == {"batches": "padded"}
     assert facts["mask_audit"] == {"train": "sound"}
 
 

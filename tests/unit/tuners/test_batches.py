@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafarm_tuners.pytorch._batches import collate, epoch_order, masked, micro_batches, steps_of
+from llamafarm_tuners.pytorch._batches import epoch_order, in_one_row, masked, micro_batches, padded, steps_of
 
 
 @dataclass
@@ -18,27 +18,49 @@ class TokenRow:
 
 def test_rows_are_padded_on_the_right_and_masked_by_length():
     pad = 7  # also a real token: only the length says what is padding
-    batch = collate([TokenRow([7, 8, 7], [-100, 8, 7]), TokenRow([7, 7], [-100, 7])], pad)
+    batch = padded([TokenRow([7, 8, 7], [-100, 8, 7]), TokenRow([7, 7], [-100, 7])], pad)
     assert batch.input_ids.tolist() == [[7, 8, 7], [7, 7, 7]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch.targets.tolist() == [[8, 7], [7, -100]]
+    assert batch.targets.tolist() == [[8, 7, -100], [7, -100, -100]]
     assert (batch.tokens, batch.labels) == (5, 3)
     assert batch.kept.tolist() == [0, 1]
 
 
 def test_only_positions_with_a_target_are_kept():
-    batch = collate([TokenRow([1, 2, 3, 4], [-100, -100, -100, 4]), TokenRow([1, 2, 3], [-100, -100, -100])], 0)
+    batch = padded([TokenRow([1, 2, 3, 4], [-100, -100, -100, 4]), TokenRow([1, 2, 3], [-100, -100, -100])], 0)
     assert batch.kept.tolist() == [2]
 
 
 def test_a_batch_with_nothing_to_learn_still_has_a_position():
     row = masked(TokenRow([1, 2], [1, 2]))
-    batch = collate([row], 0)
-    assert (batch.labels, batch.kept.tolist(), batch.targets.tolist()) == (0, [0], [[-100]])
+    batch = padded([row], 0)
+    assert (batch.labels, batch.kept.tolist(), batch.targets.tolist()) == (0, [0], [[-100, -100]])
+
+
+def test_in_one_row_nothing_is_padded_and_no_row_predicts_the_next():
+    rows = [TokenRow([7, 8, 9], [-100, 8, 9]), TokenRow([5], [5]), TokenRow([3, 4], [3, 4])]
+    batch = in_one_row(rows)
+    assert batch.input_ids.tolist() == [[7, 8, 9, 5, 3, 4]]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert batch.targets.tolist() == [[8, 9, -100, -100, 4, -100]]
+    assert (batch.bounds.tolist(), batch.longest) == ([0, 3, 4, 6], 3)
+    assert (batch.tokens, batch.labels, batch.kept.tolist()) == (6, 3, [0, 1, 4])
+    assert batch.attention_mask is None
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
+def test_both_layouts_have_the_same_tokens_and_targets(lengths, seed):
+    ids = [[(seed + at * 7 + n) % 50 for n in range(length)] for at, length in enumerate(lengths)]
+    rows = [TokenRow(row, [-100 if token % 3 else token for token in row]) for row in ids]
+    one, other = padded(rows, 0), in_one_row(rows)
+    real = one.attention_mask.bool()
+    assert one.input_ids[real].tolist() == other.input_ids[0].tolist()
+    assert one.targets[real].tolist() == other.targets[0].tolist()
+    assert (one.tokens, one.labels) == (other.tokens, other.labels)
 
 
 def test_widths_are_rounded_up():
-    assert collate([TokenRow([1] * 9, [1] * 9)], 0, 8).input_ids.shape == (1, 16)
+    assert padded([TokenRow([1] * 9, [1] * 9)], 0, 8).input_ids.shape == (1, 16)
 
 
 @given(st.integers(1, 200), st.integers(0, 5), st.integers(0, 3), st.integers(1, 8), st.booleans())
@@ -80,4 +102,4 @@ def test_what_is_left_makes_a_step():
 
 
 def test_masks_are_integers():
-    assert collate([TokenRow([1, 2], [1, 2])], 0).attention_mask.dtype == torch.long
+    assert padded([TokenRow([1, 2], [1, 2])], 0).attention_mask.dtype == torch.long

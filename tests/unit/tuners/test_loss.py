@@ -7,7 +7,7 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.models._load import load_model
 from llamafarm.testing._tiny import ARCHITECTURES
-from llamafarm_tuners.pytorch._batches import collate
+from llamafarm_tuners.pytorch._batches import padded
 from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
 
 ROWS = [
@@ -23,7 +23,7 @@ def model(request, tiny_model_dir):
 
 
 def test_it_equals_the_models_own_loss_on_a_padded_batch(model):
-    batch = collate(ROWS, pad_token_id=1)
+    batch = padded(ROWS, pad_token_id=1)
     labels = torch.full((3, 7), -100)
     for index, row in enumerate(ROWS):
         labels[index, : len(row.labels)] = torch.tensor(row.labels)
@@ -38,8 +38,8 @@ def test_it_equals_the_models_own_loss_on_a_padded_batch(model):
 
 def test_rows_count_the_same_alone_and_padded(model):
     with torch.inference_mode():
-        together, _ = token_losses(model, collate(ROWS, 1), selective=True)
-        alone = sum(token_losses(model, collate([row], 1), selective=True)[0] for row in ROWS)
+        together, _ = token_losses(model, padded(ROWS, 1), selective=True)
+        alone = sum(token_losses(model, padded([row], 1), selective=True)[0] for row in ROWS)
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_these_architectures_compute_logits_for_chosen_positions(model):
 
 
 def test_a_batch_with_nothing_to_learn_has_loss_0_and_gradients(model):
-    batch = collate([TokenizedRow([5, 9], [-100, -100])], 1)
+    batch = padded([TokenizedRow([5, 9], [-100, -100])], 1)
     loss, right = token_losses(model, batch, selective=True)
     assert (loss.item(), right.item()) == (0, 0)
     loss.backward()
@@ -59,6 +59,6 @@ def test_half_precision_logits_are_summed_in_fp32(tiny_model_dir):
     config = BaseModelConfig(huggingface_id=str(tiny_model_dir("llama")))
     exact, rounded = (load_model(config, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16))
     with torch.inference_mode():
-        losses = [token_losses(model, collate(ROWS, 1), selective=True)[0] for model in (exact, rounded)]
+        losses = [token_losses(model, padded(ROWS, 1), selective=True)[0] for model in (exact, rounded)]
     assert losses[1].dtype == torch.float32
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-3)

@@ -1,0 +1,180 @@
+"""Which of the faster ways a model can take: each is tried on the model at hand, and undone when the run is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llamafarm.api import RunContext
+from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents, in_one_row, padded
+from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
+from llamafarm_tuners.pytorch._loss import can_select_logits
+from llamafarm_tuners.pytorch.fast._attention import KERNEL, register, stand_in
+from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
+from llamafarm_tuners.pytorch.fast._layers import FastLayer, refusal
+from llamafarm_tuners.pytorch.fast._linear import faster_products
+
+_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
+"""How architectures answer to a call that they do not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What may be tried; everything, unless somebody compares."""
+
+    documents: bool = True
+    head: bool = True
+    products: bool = True
+    layers: bool = True
+
+    @classmethod
+    def nothing(cls) -> Wanted:
+        """The model's own ways alone."""
+        return cls(documents=False, head=False, products=False, layers=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """How a model's batches are made and computed.
+
+    Attributes:
+        documents: Rows stand one after the other in one row instead of being padded.
+        mask: What the model is given in place of a mask then.
+        selective: The model computes logits at chosen positions alone.
+        head: The head whose product with the loss is computed in chunks.
+    """
+
+    documents: bool = False
+    mask: torch.Tensor | None = None
+    selective: bool = False
+    head: nn.Module | None = None
+
+    def batch(self, rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:
+        """Rows as tensors."""
+        return in_one_row(rows, self.mask) if self.documents else padded(rows, pad_token_id, multiple)
+
+
+@contextmanager
+def fast_paths(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    device: torch.device,
+    run: RunContext,
+    wanted: Wanted | None = None,
+    arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[Paths]:
+    """While it lasts, the model computes in the fastest ways that give what it itself computes.
+
+    Args:
+        model: On its device.
+        rows: All that will be learned or evaluated.
+        device: The model's.
+        run: Is told what was chosen, and why something was not.
+        wanted: What may be tried.
+        arithmetic: The context in which the model will compute: mixed precision or not.
+    """
+    wanted = wanted or Wanted()
+    if wanted == Wanted.nothing():
+        run.emit("paths", batches="padded", head="the model's own", fused_layers=0, onednn_products=0)
+        yield Paths(selective=can_select_logits(model))
+        return
+    with ExitStack() as stack:
+        with as_in_evaluation(model), arithmetic():
+            head = _head(model, rows, device) if wanted.head else None
+            probe = Probe.of(model, rows, device)
+            products = stack.enter_context(faster_products(model)) if wanted.products else 0
+            reason: str | None = "switched off"
+            if wanted.documents:
+                reason = _documents(model, rows, device, probe, stack)
+            apart = reason is None
+            mask = stand_in() if apart and _kernel(model) == KERNEL else None
+            layers, why_not = 0, "batches are padded"
+            if wanted.layers and apart:
+                layers, why_not = _layers(model, device, probe, mask, stack)
+        if reason and wanted.documents:
+            run.emit("notice", message=f"batches are padded: {reason}")
+        run.emit(
+            "paths",
+            batches="documents in one row" if apart else "padded",
+            head="in chunks, at learned tokens" if head is not None else "the model's own",
+            fused_layers=layers,
+            **({"not_fused": why_not} if why_not and wanted.layers else {}),
+            onednn_products=products,
+        )
+        yield Paths(apart, mask, can_select_logits(model), head)
+
+
+def _head(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> nn.Module | None:
+    """The model's head if it is one product, and the logits are what comes out of it."""
+    head: nn.Module | None = _inner(model).get_output_embeddings()
+    linear = plain_head(head)
+    if head is None or linear is None or linear.weight.dtype == torch.float16:
+        return None
+    with skipped(head) as given:
+        logits = model(**padded(rows[:1], 0).to(device).inputs, use_cache=False).logits
+    return head if len(given) == 1 and logits is given[0] else None
+
+
+def _documents(
+    model: nn.Module, rows: Sequence[TokenRow], device: torch.device, probe: Probe, stack: ExitStack
+) -> str | None:
+    """Let the model compute documents in one row; return why it cannot, if so."""
+    config: Any = _inner(model).config
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "the method puts something before the tokens"
+    before, longest = _kernel(model), max(len(row.input_ids) for row in documents(rows))
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if any(window is not None and window < longest for window in windows):
+        return f"rows of {longest:,} tokens are longer than the window of this model's attention"
+    if before == "sdpa":
+        register()
+        _inner(model).set_attn_implementation(KERNEL)
+    elif "flash" not in str(before):
+        return f"{before} attention does not keep documents apart"
+    try:
+        reason = probe.fault(model, device, stand_in() if before == "sdpa" else None)
+    except torch.OutOfMemoryError:
+        raise
+    except _REFUSALS as error:
+        reason = f"this architecture takes no documents in one row ({type(error).__name__}: {error})"
+    if reason is None:
+        stack.callback(_inner(model).set_attn_implementation, before)
+    else:
+        _inner(model).set_attn_implementation(before)
+    return reason
+
+
+def _layers(
+    model: nn.Module, device: torch.device, probe: Probe, mask: torch.Tensor | None, stack: ExitStack
+) -> tuple[int, str]:
+    """Replace the forward of decoder layers that have a faster one; return how many, and why some have not."""
+    found = [module for module in _inner(model).modules() if type(module).__name__.endswith("DecoderLayer")]
+    exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
+    if exact and torch.is_autocast_enabled(device.type):
+        return 0, "mixed precision on a base in float32"
+    reasons = {id(layer): refusal(layer) for layer in found}
+    with ExitStack() as trial:
+        fast = [FastLayer(layer) for layer in found if reasons[id(layer)] is None]
+        for layer in fast:
+            trial.callback(layer.release)
+        fault = probe.fault(model, device, mask) if fast else None
+        if fault is not None:
+            return 0, fault
+        stack.enter_context(trial.pop_all())
+    return len(fast), next((reason for reason in reasons.values() if reason), "" if found else "no decoder layers")
+
+
+def _kernel(model: nn.Module) -> str | None:
+    kernel: str | None = getattr(_inner(model).config, "_attn_implementation", None)
+    return kernel
+
+
+def _inner(model: Any) -> Any:
+    """The transformers model within adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,91 @@
+"""Matrix products through the library that is faster on this processor, in the arithmetic that was asked for.
+
+PyTorch computes float32 products on x86 with MKL, which takes its slower road on other makers' processors; oneDNN,
+which PyTorch also brings, does not. Both are plain float32. bfloat16 goes through oneDNN anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@cache
+def onednn_pays() -> bool:
+    """Whether float32 products are faster through oneDNN here: told by the maker, so that equal machines agree."""
+    known = _CPU_INFO.is_file() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return known and "AuthenticAMD" in _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+
+
+def bf16_pays() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001  # no other way
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`x @ weight.T + bias`, outside of autograd.
+
+    Args:
+        x: (tokens, in).
+        weight: (out, in); a transposed view is as good.
+        bias: (out,).
+    """
+    dense = x.numel() > 0 and (x.is_contiguous() or x.t().is_contiguous())  # oneDNN is very slow on other strides
+    if dense and x.device.type == "cpu" and x.dtype == torch.float32 and onednn_pays():
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
+        return result
+    return functional.linear(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        of_x = product(flat, weight.t()).view(*gradient.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        of_weight = product(flat.t(), x.reshape(-1, x.shape[-1]).t()) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    if x.dtype != torch.float32 or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
+        return functional.linear(x, self.weight, self.bias)
+    result: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
+    return result
+
+
+@contextmanager
+def faster_products(model: nn.Module) -> Iterator[int]:
+    """While it lasts, the model's float32 linear layers on a CPU multiply through oneDNN, if that pays.
+
+    Yields:
+        How many do.
+    """
+    layers = [module for module in model.modules() if onednn_pays() and _fits(module)]
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _fits(module: nn.Module) -> bool:
+    plain = type(module) is nn.Linear and "forward" not in module.__dict__
+    return plain and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
