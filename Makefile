@@ -3,15 +3,19 @@
 #   make quickstart   set up, train the embedded model on generated data, ask it something it never saw
 #   make test         set up, then format check, lint, types, import contracts and all tests
 #   make lint types   the checks alone            make format   rewrite the files in the house format
+#   make kill-matrix  kill a training at each change it makes to the file system, and compare the end (Linux, half an hour)
+#   make faults       the same for loss of power, a full disk, I/O errors, and recoveries that are killed
+#   make soak         faults at random instants for SOAK minutes (60)
 #
 #   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
 
 VENV   ?= .venv
+SOAK   ?= 60
 PROMPT ?= Set the floor lamp in the kitchen to 40 percent
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types format install install-test clean
+.PHONY: quickstart test lint types format kill-matrix faults soak install install-test clean
 
 quickstart: install
 	$(BIN)/llamafarm train --strategy quickstart --overwrite
@@ -31,6 +35,15 @@ types: install-test
 format: install-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+kill-matrix: install-test
+	$(BIN)/python tests/reliability/kill_matrix.py
+
+faults: install-test
+	for fault in recovery power full io; do $(BIN)/python tests/reliability/kill_matrix.py --fault $$fault || exit 1; done
+
+soak: install-test
+	$(BIN)/python tests/reliability/soak.py --minutes $(SOAK)
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test

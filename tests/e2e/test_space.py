@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-from llamafarm_methods.hooks import llamafarm_methods
-from llamafarm_tuners.pytorch.space import checkpoint_bytes, require_space
-from llamafarm_tuners.pytorch.tuner import PytorchTuner
 
 from llamafarm.api import DeviceSpec, PreparedData, RunPlan
 from llamafarm.errors import DiskError
 from llamafarm.testing.run_context import RecordingRun
+from llamafarm_methods.hooks import llamafarm_methods
+from llamafarm_tuners.pytorch.space import checkpoint_bytes, require_space
+from llamafarm_tuners.pytorch.tuner import PytorchTuner
 
 pytestmark = pytest.mark.e2e
 METHODS = {method.name: method for method in llamafarm_methods()}
@@ -73,4 +72,3 @@ def test_what_is_not_there_or_damaged_counts_nothing(tmp_path):
     for content in (b"", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0[1,2]", b"\x0b\0\0\0\0\0\0\0" + b'{"a": null}'):
         (tmp_path / "model.safetensors").write_bytes(content)
         assert checkpoint_bytes(*planned(tmp_path, "full", {}, tmp_path)) == 0
-    assert os.listdir(tmp_path)

@@ -17,7 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from faults import ERRORS, FAIL_FROM, KILL, KINDS, Ended, Fault, Laboratory, Left, laboratories
 from power import lose_power
@@ -114,5 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     sys.exit(main())

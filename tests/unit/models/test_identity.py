@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from llamafarm_tuners.pytorch._store import Trained, write_model
 
+from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._load import load_for_generation, load_model, load_tokenizer
 from llamafarm.models.checkpoint import CHECKPOINT_FILE, write_manifest
 from llamafarm.models.identity import base_digest, require_identity
-from llamafarm.api import BaseModelConfig
+from llamafarm_tuners.pytorch._store import Trained, write_model
 
 
 @pytest.fixture
