@@ -40,6 +40,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "verify-resume": Leaf(
         "llamafarm.cli.verify_resume:verify_resume", "Prove on a strategy that a resumed run is exact."
     ),
+    "reproduce": Leaf("llamafarm.cli.reproduce:reproduce", "Carry out a run again, and say whether it ends the same."),
     "runs": Branch(
         "Runs on this machine.",
         {
