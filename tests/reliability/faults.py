@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import json
 import os
 import shutil
@@ -92,9 +93,10 @@ class Laboratory:
         self._argv = self._prepared(kind)
         os.environ["LLAMAFARM_HOME"] = str(folder / "home")
         os.chdir(folder)
-        self._tries = 0
         straight = self.ended(self.argv("first"))
         assert straight == 0, "the reference run does not train"
+        gc.collect()
+        gc.freeze()  # else the first collection in each child copies all that the parent knows
         self.clean()
 
     def _prepared(self, kind: str) -> list[str]:

@@ -12,11 +12,13 @@ A point counts if the same command, given again, ends with the same weights, bes
 from __future__ import annotations
 
 import argparse
+import random
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 
 from faults import ERRORS, FAIL_FROM, KILL, KINDS, Ended, Fault, Laboratory, Left, laboratories
 from power import lose_power
@@ -63,7 +65,7 @@ def recovery_killed(at: int) -> Point:
     return point
 
 
-def matrix(laboratory: Laboratory, point: Point, numbers: Iterator[int], expected: Left) -> Iterator[tuple[int, str]]:
+def matrix(laboratory: Laboratory, point: Point, numbers: Iterable[int], expected: Left) -> Iterator[tuple[int, str]]:
     """Each point with what is wrong at it."""
     for number in numbers:
         laboratory.clean()
@@ -78,6 +80,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, action="append", help="both, if none is named")
     parser.add_argument("--every", type=int, default=1, help="only each n-th event")
     parser.add_argument("--first", type=int, default=1, help="begin at this event")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the order is drawn")
     options = parser.parse_args()
     lost = 0
     for kind, laboratory in laboratories(options.kind or KINDS):
@@ -98,7 +101,11 @@ def main() -> int:
         else:
             point = refused(ERRORS[options.fault])
         found: Counter[str] = Counter()
-        for number, wrong in matrix(laboratory, point, iter(range(options.first, total + 1, options.every)), expected):
+        numbers = list(range(options.first, total + 1, options.every))
+        if options.minutes < 1e9:
+            random.Random(total).shuffle(numbers)
+        in_time = takewhile(lambda _: time.monotonic() - begun < 60 * options.minutes, numbers)
+        for number, wrong in matrix(laboratory, point, in_time, expected):
             found["good" if not wrong else "bad"] += 1
             if wrong:
                 said = names.get(str(number), "").replace("\t", " ").replace(str(laboratory.folder), "")
