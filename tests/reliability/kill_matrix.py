@@ -104,7 +104,8 @@ def main() -> int:
         numbers = list(range(options.first, total + 1, options.every))
         if options.minutes < 1e9:
             random.Random(total).shuffle(numbers)
-        in_time = takewhile(lambda _: time.monotonic() - begun < 60 * options.minutes, numbers)
+        end = begun + 60 * options.minutes
+        in_time = takewhile(lambda _, end=end: time.monotonic() < end, numbers)
         for number, wrong in matrix(laboratory, point, in_time, expected):
             found["good" if not wrong else "bad"] += 1
             if wrong:

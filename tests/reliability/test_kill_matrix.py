@@ -1,4 +1,4 @@
-"""A sample of the kill matrix; `make kill-matrix` and `make faults` run all of it, which takes half an hour and more."""
+"""A sample of the kill matrix; `make kill-matrix` and `make faults` run all of it, half an hour and more each."""
 
 from __future__ import annotations
 
