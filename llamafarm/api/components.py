@@ -147,9 +147,11 @@ class Method(Component[ConfigT]):
         stacks: True when it may be combined with a method that brings the trainable parameters.
         excludes: Traits of another method of the stack that it cannot be combined with → the reason. A trait is
             `quantized-base`, `changes-base`, `virtual-tokens`, or the name of a method.
+        loose_keys: Options that may also stand among a fine-tuner's own, and then put this method on the stack.
     """
 
     family = "method"
+    loose_keys: ClassVar[frozenset[str]] = frozenset()
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     stacks: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}

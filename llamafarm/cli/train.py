@@ -31,6 +31,8 @@ FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "prefix_ids": "dataset.prefix_ids",
         "suffix_ids": "dataset.suffix_ids",
         "method": "method",
+        "bos_zero": "use_bos_zero_training",
+        "bos_factor": "bos_scaling_factor",
         "epochs": "training.num_epochs",
         "max_steps": "training.max_steps",
         "batch_size": "training.batch_size",
@@ -53,6 +55,13 @@ def train(
     dataset: Dataset = None,
     eval_dataset: Annotated[Path | None, typer.Option("--eval-dataset", help="Held-out rows.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="lora, full, or another installed method.")] = None,
+    bos_zero: Annotated[
+        bool | None,
+        typer.Option("--use-bos-zero-training", "--use_bos_zero_training", help="Stack bos-scaling on the method."),
+    ] = None,
+    bos_factor: Annotated[
+        float | None, typer.Option("--bos-scaling-factor", "--bos_scaling_factor", help="The same, with this factor.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", "--num-epochs", help="Passes over the rows.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per device and step.")] = None,
