@@ -5,15 +5,19 @@
 #   make test-llamafactory   set up the real LLaMA-Factory (5 GB) and run the tests that train with it
 #   make fuzz         fuzz what reads files of others, SECONDS_EACH=60 per target (docs/security.md)
 #   make lint types   the checks alone            make format   rewrite the files in the house format
+#   make kill-matrix  kill a training at each change it makes to the file system, and compare the end (Linux, half an hour)
+#   make faults       the same for loss of power, a full disk, I/O errors, and recoveries that are killed
+#   make soak         faults at random instants for SOAK minutes (60)
 #
 #   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
 
 VENV   ?= .venv
+SOAK   ?= 60
 PROMPT ?= Set the floor lamp in the kitchen to 40 percent
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: clean format fuzz install install-test lint quickstart test test-llamafactory types
+.PHONY: clean faults format fuzz install install-test kill-matrix lint quickstart soak test test-llamafactory types
 
 quickstart: install
 	$(BIN)/llamafarm train --strategy quickstart --overwrite
@@ -41,6 +45,15 @@ types: install-test
 format: install-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+kill-matrix: install-test
+	$(BIN)/python tests/reliability/kill_matrix.py
+
+faults: install-test
+	for fault in recovery power full io; do $(BIN)/python tests/reliability/kill_matrix.py --fault $$fault || exit 1; done
+
+soak: install-test
+	$(BIN)/python tests/reliability/soak.py --minutes $(SOAK)
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test

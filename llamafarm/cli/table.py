@@ -43,6 +43,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "replay-step": Leaf(
         "llamafarm.cli.replay_step:replay_step", "Take a step that broke again, and find its first bad module."
     ),
+    "reproduce": Leaf("llamafarm.cli.reproduce:reproduce", "Carry out a run again, and say whether it ends the same."),
     "runs": Branch(
         "Runs on this machine.",
         {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
-from llamafarm.core.lock import live_owner, owned
-from llamafarm.core.record import manifest_of
+from llamafarm.core.lock import LOCK, live_owner, owned
+from llamafarm.core.record import OWN, manifest_of
 from llamafarm.errors import RunDirectoryError
+
+_BEFORE_THE_MANIFEST: Final = frozenset({LOCK, "strategy.yaml", "resolved.yaml", "config.json", "run.log"})
+"""What a run writes before its manifest; see `Run._write_start`."""
 
 
 def check_output_dir(folder: Path, *, overwrite: bool) -> None:
@@ -20,6 +24,10 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     manifest = manifest_of(folder)
+    if manifest is None and is_stillborn(folder):
+        if (owner := live_owner(folder)) is not None:
+            raise owned(folder, owner)
+        return
     if manifest is None:
         raise RunDirectoryError.of(
             "LF-RUN-002",
@@ -38,3 +46,11 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
             where=str(folder),
             hint=f"{go_on}add --overwrite to replace it, or choose another with --output FOLDER",
         )
+
+
+def is_stillborn(folder: Path) -> bool:
+    """Whether a folder holds only what a run that was killed before it wrote its manifest leaves: nothing of value."""
+    own = folder / OWN
+    if not own.is_dir() or [path.name for path in folder.iterdir()] != [OWN]:
+        return False
+    return all(path.name in _BEFORE_THE_MANIFEST or path.suffix == ".part" for path in own.iterdir())

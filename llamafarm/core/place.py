@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from llamafarm.core.lock import OwnerLock
-from llamafarm.core.output import check_output_dir
+from llamafarm.core.output import check_output_dir, is_stillborn
 from llamafarm.core.record import OWN
 from llamafarm.errors import DiskError
 
@@ -26,6 +26,8 @@ class NewPlace:
         self._put_back()
         check_output_dir(self.folder, overwrite=self.overwrite)
         try:
+            if self.folder.is_dir() and is_stillborn(self.folder):
+                shutil.rmtree(self.folder)
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 self.folder.replace(self.before)
             self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
@@ -71,6 +73,8 @@ class OldPlace:
     def __enter__(self) -> Self:
         try:
             self._lock.__enter__()
+            for part in (self._folder / OWN).glob(".*.part"):  # of a process that was killed while it wrote
+                part.unlink()
         except OSError as error:
             raise DiskError.of(
                 "LF-DISK-022", f"cannot write into the run's folder: {error.strerror}", where=str(self._folder)

@@ -10,11 +10,12 @@ from pathlib import Path
 from llamafarm.api.values import Event, ResumePoint
 from llamafarm.core.load import load
 from llamafarm.core.plan import make_plan
+from llamafarm.core.record import OWN, manifest_of
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
 from llamafarm.core.run import train
 from llamafarm.core.runs import Part, differences, log_lines
-from llamafarm.errors import Stopped
+from llamafarm.errors import RunDirectoryError, Stopped
 
 Listener = Callable[[Event], None]
 
@@ -28,6 +29,8 @@ _SHORT = (
     "evaluation.exact_match=false",
     "overwrite_output_dir=false",
 )
+
+_AGAIN = ("training.resume_from_checkpoint=null", "training.push_to_hub=false", "overwrite_output_dir=false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,31 @@ def verify_resume(request: Request, registry: Registry, folder: Path, steps: int
         _train(again, registry, listener, ResumePoint())
     lines = log_lines(straight)
     return Proof(steps, middle, sum("loss" in line for line in lines), tuple(differences(straight, stopped)))
+
+
+def reproduce(run: Path, registry: Registry, folder: Path, listener: Listener) -> tuple[Part, ...]:
+    """Carry out a finished run again, from its resolved strategy, in another folder; say where the two differ.
+
+    Args:
+        run: Its directory.
+        registry: Components.
+        folder: Where the second run writes; it stays.
+        listener: Is told each event of it.
+
+    Returns:
+        What differs, first things first; empty: nothing, to the last bit.
+
+    Raises:
+        LlamaFarmError: If there is nothing to compare with, or it cannot be trained.
+    """
+    facts = manifest_of(run) or {}
+    if facts.get("status") != "completed":
+        message = f"the run is {facts.get('status', 'unknown')}, not completed: there is no end to compare with"
+        hint = f"finish it first: llamafarm train --resume {run}"
+        raise RunDirectoryError.of("LF-RUN-015", message, where=str(run), hint=hint)
+    again = Request(str(run / OWN / "resolved.yaml"), sets=(*_AGAIN, f"output_dir={folder}"))
+    _train(again, registry, listener)
+    return tuple(differences(run, folder))
 
 
 def _train(request: Request, registry: Registry, listener: Listener, resume: ResumePoint | None = None) -> None:

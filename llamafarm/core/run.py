@@ -26,7 +26,7 @@ from llamafarm.core.registry import Registry
 from llamafarm.core.signals import Wishes
 from llamafarm.data.prepare import prepare
 from llamafarm.errors import ExitCode, LlamaFarmError, Stopped
-from llamafarm.files import write_atomically
+from llamafarm.files import sync_folder, write_atomically
 
 Listener = Callable[[Event], None]
 
@@ -208,6 +208,8 @@ class Run:
             text = json.dumps(settings(self.loaded), indent=2, default=str)
             write_atomically(self.own / "config.json", redact(text, self.secrets) + "\n")
         self._save_manifest()
+        for folder in (self.output_dir, self.output_dir.parent):  # a run that lost power is found again
+            sync_folder(folder)
         self._events = (self.own / "events.jsonl").open("a", encoding="utf-8", newline="\n")
         self._record()
 
@@ -268,6 +270,7 @@ class Run:
     def _save_manifest(self) -> None:
         text = json.dumps(self._manifest, indent=2, default=str)
         write_atomically(self.own / "manifest.json", redact(text, self.secrets) + "\n")
+        sync_folder(self.own)
 
     def close(self, result: TrainingResult) -> None:
         """Mark the run completed."""

@@ -14,7 +14,9 @@ from llamafarm.core.record import manifest_of, settings_of
 from llamafarm.core.resume import find_run, runs_below
 from llamafarm.models.checkpoint import damage, file_digest, read_manifest
 
-_PLACES: Final = frozenset({"output_dir", "overwrite_output_dir", "training.resume_from_checkpoint"})
+_PLACES: Final = frozenset(
+    {"output_dir", "overwrite_output_dir", "training.resume_from_checkpoint", "training.push_to_hub"}
+)
 _FIGURES: Final = ("loss", "lr", "grad_norm", "eval_loss", "eval_token_accuracy")
 
 

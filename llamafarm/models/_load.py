@@ -30,6 +30,7 @@ from llamafarm.models._tokenizer import (
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.adapter_config import base_named_by, require_base_here, require_weights
+from llamafarm.models.identity import require_identity
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.prequantized import require_library, stored_as
 from llamafarm.models.safety import require_safetensors
@@ -132,6 +133,7 @@ def _load_adapter(
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
     require_base_here(base.huggingface_id, base, located.given)
     require_weights(located.folder, located.given)
+    require_identity(located.folder, base.huggingface_id, base.revision)
     loaded = load_model(base, dtype=dtype, quantization=quantization, device=device)
     if quantization and unpacked:
         loaded = loaded.dequantize(dtype)

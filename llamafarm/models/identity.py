@@ -11,8 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from llamafarm.errors import ModelError, Problem
 from llamafarm.files import write_atomically
-from llamafarm.models.checkpoint import file_digest
+from llamafarm.models.checkpoint import CHECKPOINT_FILE, CheckpointManifest, file_digest, read_manifest
 from llamafarm.models.locate import locate
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -20,16 +21,59 @@ _STATE_OF_USE: Final = ("truncation", "padding")
 """What calling a tokenizer leaves in it; no part of what it is."""
 
 
+_COMPARED: Final = ("adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What of an adapter's own files decides what it answers, besides its base."""
+
+
+def require_identity(folder: Path, base: str, revision: str | None = None) -> None:
+    """Refuse an adapter that is not as it was trained: on another base model, or with files that were changed since.
+
+    What was written down in training is compared: the base's weights, and the adapter's own weights, tokenizer and
+    chat template. Adapters of other tools, which have no manifest, and bases that are not on this machine are not.
+
+    Args:
+        folder: The adapter.
+        base: Its base model, by name or folder.
+        revision: Of a hub model.
+
+    Raises:
+        ModelError: If anything differs; all that does is said.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    problems = _changed_files(folder, manifest)
+    before, now = manifest.identity.get("base"), base_digest(base, revision)
+    if before and now and before != now:
+        message = (
+            f"the adapter was trained on other weights than those of {base}: SHA-256 {before[:12]}, now {now[:12]}"
+        )
+        hint = f"give back the base it was trained on; to use it all the same, remove {folder / CHECKPOINT_FILE}"
+        problems.insert(0, Problem("LF-MODEL-190", message, str(folder), hint))
+    if problems:
+        raise ModelError(problems)
+
+
+def _changed_files(folder: Path, manifest: CheckpointManifest) -> list[Problem]:
+    problems = []
+    for name in _COMPARED:
+        if name not in manifest.files:
+            continue
+        file = folder / name
+        if file.is_file() and file_digest(file) == manifest.files[name][1]:
+            continue
+        message = f"{name} is {'not what was written in training' if file.is_file() else 'missing'}"
+        hint = f"bring it back; to use the adapter all the same, remove {folder / CHECKPOINT_FILE}"
+        problems.append(Problem("LF-MODEL-191", message, str(folder), hint))
+    return problems
+
+
 def base_digest(name: str, revision: str | None = None) -> str | None:
     """SHA-256 over the weight files of a base model, whatever folder it is in; None if they are not on this machine.
 
     Digests of large files are remembered, by size and time of change.
     """
-    located = locate(name)
-    folder = located.folder or _cached_snapshot(name, revision)
-    if folder is None:
-        return None
-    files = [file for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))]
+    files = weight_files(name, revision)
     known = _Known()
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
         digests = list(pool.map(known.digest, files))
@@ -38,6 +82,14 @@ def base_digest(name: str, revision: str | None = None) -> str | None:
     for file, digest in zip(files, digests, strict=True):
         total.update(f"{file.name} {digest}\n".encode())
     return total.hexdigest() if files else None
+
+
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """The weight files of a model that is on this machine, in the order of their names; none if it is not."""
+    folder = locate(name).folder or _cached_snapshot(name, revision)
+    if folder is None:
+        return []
+    return [file for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

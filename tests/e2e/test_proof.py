@@ -74,3 +74,25 @@ def test_runs_are_listed_shown_and_compared(strategy, tmp_path, capsys):
     assert main(["runs"]) == 0
     assert main(["runs", "show", "last"]) == 0
     assert main(["runs", "diff", "a", "nowhere"]) == 9
+
+
+def test_a_run_is_reproduced_or_the_first_difference_is_named(strategy, tmp_path, capsys):
+    assert main(["train", "-s", strategy, "-o", "a", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["reproduce", "a"]) == 0
+    assert "exact: a-reproduced has the same losses and weights" in capsys.readouterr().out
+    assert main(["runs", "diff", "a", "a-reproduced"]) == 0
+    assert capsys.readouterr().out.startswith("the same: ")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("e", "E", 1))
+    assert main(["reproduce", "a", "-o", "other", "--json"]) == 12
+    said = capsys.readouterr()
+    assert "[LF-RUN-016]" in said.err
+    assert "data: digest of the rows and their order was" in said.err
+    found = json.loads(said.out)
+    assert (found["exact"], found["folder"], found["differences"][0]["kind"]) == (False, "other", "data")
+    facts = tmp_path / "a" / "llamafarm" / "manifest.json"
+    facts.write_text(facts.read_text().replace('"completed"', '"interrupted"'))
+    assert main(["reproduce", "a", "-o", "third"]) == 9
+    assert "[LF-RUN-015]" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()

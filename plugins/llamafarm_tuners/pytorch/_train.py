@@ -218,7 +218,9 @@ class _Training:
         """Write a checkpoint if it is time or somebody asks; True if the run is to stop."""
         asked = torch.tensor([float(self.run.stop_requested), float(self.run.take_checkpoint_request())])
         stop, now = (bool(value) for value in sum_over_processes(asked.double(), self.work.accelerator).tolist())
-        if self._saving.due(step) or stop or now:
+        # what follows the last step (an evaluation, the result) may be interrupted or fail, and is then done again
+        last = self._saving.every > 0 and (step == self.sizes.steps or self.best.exhausted)
+        if self._saving.due(step) or last or stop or now:
             self.recovery.keep(self.engine, step, checkpoint=True)
             state = snapshot(self.engine, step, copy=False)
             self._written(step, lambda: self._saved(step, state), best=step == self.best.step)

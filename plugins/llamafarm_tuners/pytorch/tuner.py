@@ -10,6 +10,7 @@ from llamafarm.api import Costs, Decision, FineTuner, PreparedData, RunContext, 
 from llamafarm.errors import Problem
 from llamafarm_tuners.pytorch.checks import check
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.space import require_space
 
 BRIDGED = (
     *("ia3", "vera", "oft", "loha", "lokr", "hra", "fourierft", "miss", "randlora", "vblora", "road", "c3a", "delora"),
@@ -45,6 +46,7 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         Raises:
             LlamaFarmError: For everything a user can mend.
         """
+        require_space(self.config, plan, run)
         from llamafarm_tuners.pytorch._fit import fit
 
         return fit(self.config, plan, data, run)
