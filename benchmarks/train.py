@@ -59,11 +59,11 @@ class Bench:
 
     def measure(self, way: str) -> dict[str, Any]:
         """Train one way in a process of its own; nothing but a reason if it fails."""
-        family = way.split("_")[0]
+        family = way.split("_", maxsplit=1)[0]
         script = "peers.py" if family in ("trainer", "trl", "llamafactory") else "ours.py"
         command = [self.interpreters.get(family, sys.executable), str(SCRIPTS / script), way, str(self.folder)]
         found = self._last_line(command)
-        told = f"{found['train']:.2f} s, {found['memory']:,.0f} MiB" if "train" in found else found["failed"]
+        told = str(found.get("failed", "")) or "{train:.2f} s of {whole:.1f}, {memory:,.0f} MiB".format(**found)
         print(f"{way}: {told}", file=sys.stderr, flush=True)
         return found
 
@@ -98,24 +98,21 @@ def report(
     limits: Sequence[Mapping[str, float]],
     rows: list[Row],
     options: argparse.Namespace,
-) -> None:  # noqa: E501
+) -> None:
     """Print the table."""
     tokens, needed = sum(len(row.ids) for row in rows), needed_flops(rows, SIZES[options.model]) / 1e9
     best = {name: max(limit[name] for limit in limits) for name in limits[0]}
     print(f"model {options.model}, {len(rows)} rows, {tokens:,} tokens, {needed / 1e3:.3f} TFLOP needed,")
-    print(
-        f"{options.threads} thread(s), medians of {options.rounds} round(s); {_processor()}, {platform.python_version()}"
-    )
+    print(f"{options.threads} thread(s), medians of {options.rounds} round(s), {_processor()}")
     print("limit, GFLOP a CPU second: " + ", ".join(f"{name} {value:.0f}" for name, value in best.items()) + "\n")
     first = next(iter(found))
-    print(
-        f"| way | train CPU s | tokens/CPU s | of the limit | times {first} | peak MiB | of its memory | whole CPU s | losses |"
-    )  # noqa: E501
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = ("way", "train CPU s", "tokens/CPU s", "of the limit", f"times {first}")
+    heads += ("peak MiB", "of its memory", "whole CPU s", "losses")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for way, runs in found.items():
-        pairs = [(one, two) for one, two in zip(found[first], runs, strict=True) if "train" in one and "train" in two]
+        pairs = [(one, two) for one, two in zip(found[first], runs, strict=False) if "train" in one and "train" in two]
         if not pairs:
-            print(f"| {way} | {runs[-1].get('failed', 'no pair')} |")
+            print(f"| {way} | {runs[-1].get('failed', '') if runs else 'not measured'} |")
             continue
         train, memory, whole = (median(two[name] for _, two in pairs) for name in ("train", "memory", "whole"))
         faster = median(one["train"] / two["train"] for one, two in pairs)
@@ -159,19 +156,23 @@ def main() -> None:
     interpreters = {"trl": trl_python(options.peers.resolve())} if options.peers else {}
     interpreters |= {"llamafactory": options.llamafactory} if options.llamafactory else {}
     ways = _ways(options)
-    if missing := {way for way in ways for name in ("trl", "llamafactory") if way.startswith(name)} and [
-        name for name in ("trl", "llamafactory") if name not in interpreters and any(w.startswith(name) for w in ways)
-    ]:
-        parser.error(f"no environment for {' and '.join(missing)}: --peers FOLDER, --llamafactory PYTHON")
+    missing = {family for way in ways if (family := way.split("_")[0]) in ("trl", "llamafactory")} - set(interpreters)
+    if missing:
+        parser.error(f"no environment for {' and '.join(sorted(missing))}: see --peers and --llamafactory")
     with tempfile.TemporaryDirectory() as name:
         rows = write_inputs(Path(name), options.model, options.rows)
         bench = Bench(Path(name), options.threads, interpreters)
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         limits = []
-        for _ in range(options.rounds):
-            limits.append(bench.limit())
-            for way in ways:
-                found[way].append(bench.measure(way))
+        try:
+            for _ in range(options.rounds):
+                limits.append(bench.limit())
+                for way in ways:
+                    found[way].append(bench.measure(way))
+        except KeyboardInterrupt:
+            print("stopped: this is what there is", file=sys.stderr)
+        if not limits:
+            return
     report(found, limits, rows, options)
 
 

@@ -50,7 +50,10 @@ def write_inputs(folder: Path, size: str, count: int) -> list[Row]:
     """Write `model/`, `rows.jsonl`, and the rows as text (a word for each token) for programs that take text only."""
     rows = make_rows(count)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row.__dict__) + "\n" for row in rows))
-    chats = [{"instruction": _words(row.ids[: row.prompt]), "output": _words(row.ids[row.prompt :])} for row in rows]
+    chats = [
+        {"instruction": _words(row.ids[: row.prompt]), "input": "", "output": _words(row.ids[row.prompt :])}
+        for row in rows
+    ]
     (folder / "chats.json").write_text(json.dumps(chats))
     (folder / "dataset_info.json").write_text(json.dumps({"chats": {"file_name": "chats.json"}}))
     _write_model(folder / "model", SIZES[size])
