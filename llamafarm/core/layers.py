@@ -57,11 +57,11 @@ class Layer:
 
     def put(self, path: Path, value: Any, origin: Origin) -> None:
         """Set a value, making the mappings on the way; the lists are there."""
-        node = self.values
+        node: Any = self.values
         for depth, part in enumerate(path[:-1]):
             node = node[int(part)] if isinstance(node, list) else node.setdefault(str(part), {})
             self.origins.setdefault(path[: depth + 1], origin)
-        node[str(path[-1])] = value
+        node[int(path[-1]) if isinstance(node, list) else str(path[-1])] = value
         for inner, _ in walk(value, path):
             self.origins[inner] = origin
 

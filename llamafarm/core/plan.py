@@ -17,6 +17,7 @@ from llamafarm.core.load import Loaded
 from llamafarm.core.output import check_output_dir
 from llamafarm.core.registry import DEFAULT_SPLITTER, Registry
 from llamafarm.core.stacking import stack_problems
+from llamafarm.data.present import missing
 from llamafarm.errors import HardwareError, LlamaFarmError, Problem, StrategyError, error_for
 from llamafarm.models.locate import locate
 
@@ -87,6 +88,7 @@ def _errors(loaded: Loaded, config: FineTunerConfig, *, new: bool) -> Iterator[L
         yield HardwareError.of("LF-HARDWARE-001", f"no {loaded.device_type} device: {reason}", hint=hint)
     if config.dataset.path is None and config.dataset.generate is None and not config.dataset.sources:
         yield StrategyError.of("LF-STRATEGY-030", "no dataset is given", hint="add --dataset FILE, or dataset.path")
+    yield from missing(config.dataset)
     if config.base_model.huggingface_id is None and config.base_model.from_scratch is None:
         hint = "add --model NAME, or base_model.huggingface_id"
         yield StrategyError.of("LF-STRATEGY-031", "no base model is given", hint=hint)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llamafarm.data.digests import form_digest, row_digest
+from llamafarm.data.compressed import is_packed
+from llamafarm.data.digests import row_digest
+from llamafarm.data.helpers import helpers_for, judged
+from llamafarm.data.lines import BLOCK, cut, lines_of, part, ranges
 from llamafarm.data.problems import ProblemLog
-from llamafarm.data.quick import quick_rows
-from llamafarm.data.rows import BOM, refuse_utf16, rows_of_lines
+from llamafarm.data.quick import form_digest, quick_rows
+from llamafarm.data.rows import refuse_utf16, rows_of_lines
 
-BLOCK = 1 << 16
-"""Bytes read at once: what a block becomes stays in the processor's cache."""
+PART = 1 << 22
+"""Bytes that a helper process reads at once."""
+LARGE = 1 << 25
+"""Bytes of a file that are worth the start of helpers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class Block:
 
     Attributes:
         digests: Of each row, one after the other.
-        fields: The rows, parsed.
+        fields: The rows, parsed; none where only digests are asked for.
         size: Bytes of the file that the block stands for.
     """
 
@@ -33,10 +39,44 @@ class Block:
 
 def read_blocks(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[Block]:
     """The good rows of a stream of JSON lines; problems go to `log`."""
+    if not refuse_utf16(path, stream, log):
+        yield from _parsed(path, cut(stream.read, BLOCK), log, 0)
+
+
+def read_digests(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[Block]:
+    """The same without fields. The parts of a large file are read in processes of their own, one for each core.
+
+    What they refuse is read here again, so that what is said of a line does not depend on who read it.
+    """
+    size = path.stat().st_size if path.is_file() and not is_packed(path) else 0
+    helpers = helpers_for(size // PART) if size >= LARGE else 0
+    if not helpers:
+        yield from read_blocks(path, stream, log)
+        return
     if refuse_utf16(path, stream, log):
         return
-    number = 0
-    for block in cut(stream, BLOCK):
+    parts, number = list(ranges(stream, size, PART)), 0
+    with closing(judged(path, parts, helpers)) as answers:
+        for (start, end), answer in zip(parts, answers, strict=True):
+            if answer is None:
+                blocks = cut(part(stream, start, end), BLOCK, begins=start == 0)
+                count = yield from _parsed(path, blocks, log, number)
+            else:
+                count, digests = answer
+                yield Block(digests, (), end - start)
+            if count is None:
+                return
+            number += count
+
+
+def _parsed(path: Path, blocks: Iterable[bytes], log: ProblemLog, number: int) -> Generator[Block, None, int | None]:
+    """The good rows of blocks that come after so many lines; problems go to `log`.
+
+    Returns:
+        How many lines there are; None if nothing after them can be read either.
+    """
+    before = number
+    for block in blocks:
         lines = lines_of(block)
         if found := quick_rows(block, lines):
             fields, forms = found
@@ -46,29 +86,7 @@ def read_blocks(path: Path, stream: BinaryIO, log: ProblemLog) -> Iterator[Block
             fields = [row.fields for row in rows_of_lines(path, numbered, log)]
             digests = b"".join(map(row_digest, fields))
             if next(numbered, None):
-                return
+                return None
         number += len(lines)
         yield Block(digests, fields, len(block))
-
-
-def lines_of(block: bytes) -> list[bytes]:
-    """The lines of a block without their ends."""
-    if b"\r" in block:
-        return block.splitlines()
-    lines = block.split(b"\n")
-    return lines if lines[-1] else lines[:-1]
-
-
-def cut(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    """Pieces of about `size` bytes that end where lines end (LF, CRLF or CR); a byte order mark is left out."""
-    rest = [stream.read(size)]
-    rest[0] = rest[0].removeprefix(BOM)
-    while piece := stream.read(size):
-        rest.append(piece)
-        end = piece.rfind(b"\n") + 1 or piece.rfind(b"\r", 0, -1) + 1
-        if end:
-            rest[-1] = piece[:end]
-            yield b"".join(rest)
-            rest = [piece[end:]]
-    if whole := b"".join(rest):
-        yield whole
+    return number - before

@@ -16,9 +16,14 @@ from llamafarm.errors import DataError
 _SUFFIXES = (".gz", ".zst")
 
 
+def is_packed(path: Path) -> bool:
+    """Whether its suffix says that it is packed."""
+    return path.suffix.lower() in _SUFFIXES
+
+
 def plain_name(path: Path) -> str:
     """The name without the suffix of packing: `data.csv` of `data.csv.gz`."""
-    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+    return path.stem if is_packed(path) else path.name
 
 
 def plain_suffix(path: Path) -> str:

@@ -7,14 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 from llamafarm.api import Example, Message
-from llamafarm.data.quick import canonical
-
-DIGEST_BYTES = 16
-
-
-def form_digest(form: bytes) -> bytes:
-    """16 bytes of BLAKE2b over a canonical form; splits hang on it, so that another one would move rows."""
-    return blake2b(form, digest_size=DIGEST_BYTES).digest()
+from llamafarm.data.quick import DIGEST_BYTES, canonical, form_digest
 
 
 def row_digest(fields: Mapping[str, Any]) -> bytes:

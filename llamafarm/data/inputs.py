@@ -10,11 +10,12 @@ from datetime import date, time
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafarm.api import RowRef
-from llamafarm.data.blocks import Block, cut, lines_of, read_blocks
+from llamafarm.data.blocks import Block, read_blocks, read_digests
 from llamafarm.data.digests import row_digest
+from llamafarm.data.lines import cut, lines_of
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.rows import SPACE, RawRow, no_rows, opened_rows, read_array, read_raw
 from llamafarm.data.sources import reader_of
@@ -70,6 +71,14 @@ def raw_rows(path: Path, log: ProblemLog) -> Iterator[RawRow]:
         raise no_rows(path)
 
 
+class Part(NamedTuple):
+    """Rows for one output, as lines, and how many they are."""
+
+    side: int
+    rows: bytes
+    number: int
+
+
 class Input(ABC):
     """The rows of one open file; each of the methods reads it, so only one of them may be called."""
 
@@ -77,9 +86,13 @@ class Input(ABC):
     def blocks(self, log: ProblemLog) -> Iterator[Block]:
         """The rows, parsed and digested; problems go to `log`."""
 
+    def digests(self, log: ProblemLog) -> Iterator[Block]:
+        """The same, perhaps without the fields of the rows."""
+        return self.blocks(log)
+
     @abstractmethod
-    def parts(self, sides: NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
-        """The rows as lines, bytes for one output after the other.
+    def parts(self, sides: NDArray[np.uint8]) -> Iterator[Part]:
+        """The rows as lines.
 
         Args:
             sides: For each row the number of its output.
@@ -96,12 +109,16 @@ class JsonLines(Input):
         """The rows, parsed and digested."""
         return read_blocks(self._path, self._stream, log)
 
-    def parts(self, sides: NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
+    def digests(self, log: ProblemLog) -> Iterator[Block]:
+        """The rows, digested."""
+        return read_digests(self._path, self._stream, log)
+
+    def parts(self, sides: NDArray[np.uint8]) -> Iterator[Part]:
         """The rows without the space around them, each with a line feed."""
         import numpy as np
 
         done = 0
-        for block in cut(self._stream, _PIECE):
+        for block in cut(self._stream.read, _PIECE):
             text = block if block.endswith(b"\n") else block + b"\n"
             octets = np.frombuffer(text, np.uint8)
             ends = np.flatnonzero(octets == ord("\n")) + 1
@@ -122,7 +139,7 @@ def _bare(text: bytes, octets: NDArray[np.uint8], ends: NDArray[np.intp]) -> boo
     return bool(framed) and b"\r" not in text
 
 
-def _dealt(text: bytes, ends: NDArray[np.intp], sides: NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
+def _dealt(text: bytes, ends: NDArray[np.intp], sides: NDArray[np.uint8]) -> Iterator[Part]:
     """Neighbouring rows of one side are copied together."""
     import numpy as np
 
@@ -131,7 +148,8 @@ def _dealt(text: bytes, ends: NDArray[np.intp], sides: NDArray[np.uint8]) -> Ite
     runs = list(zip(sides[last].tolist(), [0, *stops[:-1]], stops, strict=True))
     view = memoryview(text)
     for side in sorted({run[0] for run in runs}):
-        yield side, b"".join([view[start:stop] for of, start, stop in runs if of == side])
+        rows = b"".join([view[start:stop] for of, start, stop in runs if of == side])
+        yield Part(side, rows, int(np.count_nonzero(sides == side)))
 
 
 class Records(Input):
@@ -154,10 +172,10 @@ class Records(Input):
                 good.append(fields)
             yield Block(b"".join(map(row_digest, good)), good, texts)
 
-    def parts(self, sides: NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
+    def parts(self, sides: NDArray[np.uint8]) -> Iterator[Part]:
         """The rows as JSON."""
         for (_, fields), side in zip(self._read(ProblemLog()), sides.tolist(), strict=False):
-            yield side, as_line(fields)
+            yield Part(side, as_line(fields), 1)
 
 
 def as_line(fields: dict[str, Any]) -> bytes:
@@ -193,8 +211,8 @@ class Elements(Records):
     def _raw(self, log: ProblemLog) -> Iterator[RawRow]:
         return read_array(self._path, self._stream.read(), log)
 
-    def parts(self, sides: NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
+    def parts(self, sides: NDArray[np.uint8]) -> Iterator[Part]:
         """The rows without the space around them, each with a line feed."""
         for row, side in zip(self._raw(ProblemLog()), sides.tolist(), strict=False):
             over_lines = b"\n" in row.raw or b"\r" in row.raw
-            yield side, as_line(row.fields) if over_lines else row.raw + b"\n"
+            yield Part(side, as_line(row.fields) if over_lines else row.raw + b"\n", 1)

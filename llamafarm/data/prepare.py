@@ -46,7 +46,7 @@ def prepare(
         DiskError: If a file cannot be read.
         PluginError: If the splitter breaks its contract.
     """
-    dataset = _beside(dataset, notice)
+    dataset = beside(dataset, notice)
     log, whole = ProblemLog(), Loaded()
     source: Mixed | Opened
     if dataset.sources:
@@ -77,7 +77,7 @@ def prepare(
     return _result(_side(whole, sides, held_out=False), _side(whole, sides, held_out=True), _left_out(source))
 
 
-def _beside(dataset: DatasetConfig, notice: Notice) -> DatasetConfig:
+def beside(dataset: DatasetConfig, notice: Notice) -> DatasetConfig:
     """Use the two files of an earlier split, where there are any."""
     if dataset.path is None or dataset.eval_path is not None:
         return dataset

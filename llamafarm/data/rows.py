@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 
 from llamafarm.api import RowRef
 from llamafarm.data.compressed import opened
+from llamafarm.data.lines import BOM
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.strict import Fault, as_row, decode, decode_row
 from llamafarm.errors import DataError, DiskError, LlamaFarmError, Problem, nearest
 
-BOM = b"\xef\xbb\xbf"
 SPACE = b" \t\r\n"
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from llamafarm.api import DataSplitter, Row
 from llamafarm.data.assign import assign, assign_digests, goes_by_digest
 from llamafarm.data.blocks import Block
-from llamafarm.data.digests import DIGEST_BYTES, form_digest
 from llamafarm.data.inputs import opened_input
 from llamafarm.data.problems import ProblemLog
+from llamafarm.data.quick import DIGEST_BYTES, form_digest
 from llamafarm.data.rows import no_rows
 from llamafarm.errors import DataError, DiskError, Problem, UsageError
 from llamafarm.files import replacing
@@ -61,7 +61,8 @@ def split_files(
     """Split the rows of files, taken as one set; every row is checked before anything is written.
 
     Rows of JSON keep their bytes, all keep their order, and each ends with a line feed. Files are read twice and never
-    held in memory (a JSON array is), and all outputs appear when they are complete.
+    held in memory (a JSON array is), and all outputs appear when they are complete. A large file of JSON lines is read
+    first by all cores, unless the splitter needs more of its rows than their digests.
 
     Args:
         inputs: Files of any kind that can be trained on.
@@ -83,10 +84,10 @@ def split_files(
 
     check_outputs(inputs, outputs, overwrite=overwrite)
     before = [_state(path) for path in inputs]
-    sides, copies, digest = _held_out(_blocks(inputs, text_field, progress), splitter)
+    sides, copies, digest = _held_out(_blocks(inputs, text_field, progress, splitter), splitter)
     if extra is not None:
         second = extra(len(sides) - copies)
-        chosen, _, _ = _held_out(_remaining(_blocks(inputs, text_field, progress), sides), second)
+        chosen, _, _ = _held_out(_remaining(_blocks(inputs, text_field, progress, second), sides), second)
         sides[sides == TRAIN] = EXTRA * chosen
     with _written(outputs) as files:
         for side, rows in _dealt(inputs, text_field, sides):
@@ -100,14 +101,16 @@ def split_files(
     return SplitReport(len(sides), counts, copies, tuple(outputs), digest)
 
 
-def _blocks(inputs: Sequence[Path], text_field: str, progress: Progress) -> Iterator[Block]:
-    """All rows; what is wrong with any is raised after the last."""
+def _blocks(
+    inputs: Sequence[Path], text_field: str, progress: Progress, splitter: DataSplitter[Any]
+) -> Iterator[Block]:
+    """All rows, with what the splitter needs of them; what is wrong with any is raised after the last."""
     log = ProblemLog()
     for path in inputs:
         problems, found = len(log), False
         with opened_input(path, text_field) as source:
-            for block in source.blocks(log):
-                found = found or bool(block.fields)
+            for block in source.digests(log) if goes_by_digest(splitter) else source.blocks(log):
+                found = found or bool(block.digests)
                 progress(block.size)
                 yield block
         if not found and len(log) == problems:
@@ -144,15 +147,18 @@ def _rows(blocks: Iterable[Block]) -> Iterator[Row]:
 
 def _remaining(blocks: Iterable[Block], sides: Sides) -> Iterator[Block]:
     """The rows to train on, under other digests: what was chosen before by digest says nothing about them."""
-    chosen = iter(sides.tolist())
+    done = 0
     for block in blocks:
-        digests, kept = [], []
-        for place, (fields, side) in enumerate(zip(block.fields, chosen, strict=False)):
-            if side == TRAIN:
-                digest = block.digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]
-                digests.append(form_digest(digest))
-                kept.append(fields)
-        yield Block(b"".join(digests), kept, block.size)
+        places = range(len(block.digests) // DIGEST_BYTES)
+        kept = [
+            place
+            for place, side in zip(places, sides[done : done + len(places)].tolist(), strict=False)
+            if side == TRAIN
+        ]
+        digests = (block.digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)] for place in kept)
+        fields = [block.fields[place] for place in kept] if block.fields else ()
+        yield Block(b"".join(map(form_digest, digests)), fields, block.size)
+        done += len(places)
 
 
 def _dealt(inputs: Sequence[Path], text_field: str, sides: Sides) -> Iterator[tuple[int, bytes]]:
@@ -160,9 +166,9 @@ def _dealt(inputs: Sequence[Path], text_field: str, sides: Sides) -> Iterator[tu
     done = 0
     for path in inputs:
         with opened_input(path, text_field) as source:
-            for side, rows in source.parts(sides[done:]):
+            for side, rows, number in source.parts(sides[done:]):
                 yield side, rows
-                done += rows.count(b"\n")
+                done += number
 
 
 def _state(path: Path) -> tuple[int, int, int]:

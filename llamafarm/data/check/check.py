@@ -181,9 +181,10 @@ class Checker:
 
     def _look_at(self, example: Example) -> None:
         where = str(example.ref)
-        for message in turns.breaks_off(example.messages):
+        said = turns.conversations(example)
+        for message in turns.breaks_off(said[0].messages):  # a worse answer may be one that breaks off
             self._findings.add("truncated", where, message)
-        for message in turns.out_of_order(example.messages):
+        for message in dict.fromkeys(message for one in said for message in turns.out_of_order(one.messages)):
             self._findings.add("role-order", where, message)
         self._measure(example)
         self._compare(example, where)
@@ -210,7 +211,7 @@ class Checker:
 
     def _measure(self, example: Example) -> None:
         try:
-            length = self._options.measure(example)
+            length = max(map(self._options.measure, turns.conversations(example)))
         except Fault as fault:
             self._findings.add("template", str(example.ref), fault.message)
             return

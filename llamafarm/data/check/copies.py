@@ -22,14 +22,16 @@ _NO_WORD = re.compile(r"[\W_]+")
 
 def folded(example: Example) -> bytes:
     """16 bytes that rows share if they differ in capitals and spaces alone."""
-    turns = [f"{message.role} {message.content}" for message in example.messages]
-    text = "\0".join([*turns, example.text or ""])
+    said = [example.messages, example.chosen, example.rejected]
+    turns = ["\0".join(f"{message.role} {message.content}" for message in messages) for messages in said]
+    text = "\0".join([*turns, example.text or "", "" if example.label is None else str(example.label)])
     return blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()
 
 
 def words(example: Example) -> str:
     """What a row says, in small letters and without punctuation; system turns, which rows share, are left out."""
-    said = [message.content for message in example.messages if message.role != "system"]
+    turns = (*example.messages, *example.chosen, *example.rejected)
+    said = [message.content for message in turns if message.role != "system"]
     return _NO_WORD.sub(" ", " ".join([*said, example.text or ""]).casefold()).strip()
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from llamafarm.api import Message
+from llamafarm.api import Example, Message
 
 _FENCE = "```"
 _CLOSING = {"{": "}", "[": "]"}
 _OPEN_ENDS = (",", ";", "(", "[", "{")
+
+
+def conversations(example: Example) -> list[Example]:
+    """A row as it is learned: two conversations where it holds a better and a worse answer, the better one first."""
+    answers = [answer for answer in (example.chosen, example.rejected) if answer]
+    whole = [(*example.messages, *answer) for answer in answers]
+    return [replace(example, messages=messages, chosen=(), rejected=()) for messages in whole] or [example]
 
 
 def breaks_off(messages: Sequence[Message]) -> Iterator[str]:

@@ -32,7 +32,7 @@ def test_bad_input(cli, tmp_path):
     (tmp_path / "data.jsonl").write_text('{"text": "a"}\n')
     ended = cli("train", "-m", "builtin:tiny", "-d", "data.jsonl", "--prefix-ids", "1,x", "--dry-run")
     assert ended.code == 2
-    assert "error parsing prefix_ids or suffix_ids: invalid literal" in ended.err
+    assert "Error parsing prefix_ids or suffix_ids: '1,x' is no list of token ids" in ended.err
 
 
 def test_a_wrong_mask_is_refused(cli, tmp_path):

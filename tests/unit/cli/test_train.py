@@ -116,13 +116,42 @@ def test_without_a_strategy_there_is_a_list(cli, project, argv):
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-d", "row.jsonl"], ["row.jsonl: no such file; did you mean 'rows.jsonl'? [LF-DATA-001]"]),
+        (["-d", "rwos"], ["no dataset 'rwos'; there is 'rows'", "did you mean 'rows'? [LF-DATA-200]"]),
+        (["-d", "rows.zip"], ["rows.zip: .zip files cannot be read; unpack it [LF-DATA-046]"]),
+        (["-d", "*.csv"], ["LF-DATA-001"]),
+        (["-d", "rows.jsonl", "--set", "dataset.eval_path=no.jsonl"], ["no.jsonl: no such file"]),
+        (["--set", "dataset={sources: [a.jsonl, rows.jsonl, b.jsonl]}"], ["a.jsonl: no such", "b.jsonl: no such"]),
+        (["-d", "row.jsonl", "--model", "./modl"], ["row.jsonl: no such file", "no such model folder: ./modl"]),
+    ],
+)
+def test_a_dry_run_says_which_data_is_not_there(cli, project, options, said):
+    (project / "dataset_info.json").write_text('{"rows": {"file_name": "rows.jsonl"}}')
+    (project / "rows.zip").write_bytes(b"PK")
+    ended = cli("train", "-s", "mine.yaml", "--dry-run", *options)
+    assert ended.code in (3, 4)
+    assert all(part in ended.err for part in said), ended.err
+    assert ended.err.count("no such file") <= sum("no such" in part for part in said) + 1
+
+
+def test_a_dry_run_reads_no_row_and_asks_no_hub(cli, project):
+    (project / "data_train.jsonl").write_text("no row")
+    (project / "data_eval.jsonl").write_text("no row")
+    for name in ("data.jsonl", "data_train.jsonl#5", "owner/name", "rows.jsonl"):
+        ended = cli("train", "-s", "mine.yaml", "--dry-run", "-d", name)
+        assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
         (["-s", "demo3_trainin"], 2, "did you mean 'demo3_training'?"),
         (["-s", "mien.yaml"], 2, "did you mean 'mine.yaml'?"),
         (["-s", "mine.yaml", "--epochs", "0"], 2, "--epochs: training.num_epochs must be greater than 0"),
         (["-s", "mine.yaml", "--epochs", "2", "--num-epochs", "3"], 2, "--epochs 2 and --num-epochs 3 are one option"),
-        (["-s", "mine.yaml", "--method", "lroa"], 2, "did you mean 'lora'?"),
+        (["-s", "mine.yaml", "--method", "lorra"], 2, "did you mean 'lora'?"),
         (["-s", "mine.yaml", "--set", "training.lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
         (["-s", "mine.yaml", "--set", "oops"], 2, "has no '='"),
         (["-s", "mine.yaml", "--model", "./modl"], 4, "--model: no such model folder: ./modl"),

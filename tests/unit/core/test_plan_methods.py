@@ -13,7 +13,11 @@ from llamafarm.core.plan import make_plan
 from llamafarm.core.request import Request
 from llamafarm.errors import LlamaFarmError
 
-STRATEGY = "fine_tuner: {type: counting, config: {base_model: {from_scratch: {architecture: {}}}, dataset: d.jsonl}}\n"
+STRATEGY = """\
+fine_tuner:
+  type: counting
+  config: {base_model: {from_scratch: {architecture: {}}}, dataset: {generate: smart-home}}
+"""
 
 
 class Scaling(Lora):

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llamafarm.data import strict
-from llamafarm.data.digests import form_digest, row_digest
-from llamafarm.data.quick import canonical, quick_rows
+from llamafarm.data.digests import row_digest
+from llamafarm.data.quick import canonical, form_digest, quick_rows
 from llamafarm.data.strict import Fault
 
 numbers = st.one_of(

@@ -139,8 +139,8 @@ def test_an_adapter_that_peft_cannot_merge_is_said_so(trained, registry, tmp_pat
 def test_a_target_is_checked_before_training(export_block, method, base, ids, base_of, registry, tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(
-        f"export: {export_block}\nfine_tuner: {{config: {{base_model: {base_of(base)}, dataset: d.jsonl, "
-        f"method: {method}, output_dir: {tmp_path / 'out'}}}}}\n"
+        f"export: {export_block}\nfine_tuner: {{config: {{base_model: {base_of(base)}, "
+        f"dataset: {{generate: smart-home}}, method: {method}, output_dir: {tmp_path / 'out'}}}}}\n"
     )
     loaded = load(Request(str(path)), registry)
     if not ids:
@@ -154,7 +154,7 @@ def test_a_target_is_checked_before_training(export_block, method, base, ids, ba
 
 def test_the_converter_comes_from_the_environment_and_never_from_a_strategy(base_of, registry, tmp_path, monkeypatch):
     path = tmp_path / "s.yaml"
-    config = f"{{base_model: {base_of('gpt_neox')}, dataset: d.jsonl, output_dir: {tmp_path / 'o'}}}"
+    config = f"{{base_model: {base_of('gpt_neox')}, dataset: {{generate: smart-home}}, output_dir: {tmp_path / 'o'}}}"
     tuner = f"fine_tuner: {{config: {config}}}\n"
     path.write_text(f"export: gguf\n{tuner}")
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))

@@ -58,6 +58,24 @@ def found(tmp_path: Path, rows: list[str], *, held_out: list[Row] | None = None,
     return findings
 
 
+def test_rows_with_a_choice_of_answers_are_sound(tmp_path: Path) -> None:
+    better = [{"prompt": LONG * 3, "chosen": f"Good {n}.", "rejected": f"Bad {n}."} for n in range(60)]
+    alone = [{"prompt": "Shut?", "completion": f"Yes {n // 2}.", "label": n % 2 == 0} for n in range(60)]
+    for number, rows in enumerate((better, alone)):
+        path, findings = tmp_path / f"{number}.jsonl", Findings(None)
+        path.write_text("\n".join(map(line, rows)), encoding="utf-8")
+        checker = Checker(findings, Options(near_rows=0))
+        assert len(list(checker.lines(str(path)))) == 60
+        checker.finish([str(path)])
+        assert findings.shown == []
+        assert min(checker.totals.lengths) == len(rows[0]["prompt"]) + len(rows[0].get("chosen", "Yes 0."))
+    better[7]["chosen"] = "First the lamp,"
+    path.write_text("\n".join(map(line, better)), encoding="utf-8")
+    findings = Findings(None)
+    list(Checker(findings, Options(near_rows=0)).lines(str(path)))
+    assert places(findings) == [("truncated", 8)]
+
+
 def places(findings: Findings) -> list[tuple[str, int]]:
     return [(item.rule, int(item.where.split(":")[1])) for item in findings.shown]
 
