@@ -2,6 +2,7 @@
 #
 #   make quickstart   set up, train the embedded model on generated data, ask it something it never saw
 #   make test         set up, then format check, lint, types, import contracts and all tests
+#   make test-llamafactory   set up the real LLaMA-Factory (5 GB) and run the tests that train with it
 #   make lint types   the checks alone            make format   rewrite the files in the house format
 #
 #   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
@@ -11,7 +12,7 @@ PROMPT ?= Set the floor lamp in the kitchen to 40 percent
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: quickstart test lint types format install install-test clean
+.PHONY: quickstart test test-llamafactory lint types format install install-test clean
 
 quickstart: install
 	$(BIN)/llamafarm train --strategy quickstart --overwrite
@@ -19,6 +20,14 @@ quickstart: install
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The install takes gigabytes and minutes, and each test starts a process that loads for many seconds: too much for each
+# change. LLAMAFACTORY_HOME keeps it between calls.
+LLAMAFACTORY_HOME ?= $(CURDIR)/.llamafactory
+test-llamafactory: install-test
+	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends setup llamafactory
+	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends check llamafactory --parity
+	LLAMAFACTORY_HOME=$(LLAMAFACTORY_HOME) $(BIN)/python -m pytest tests/llamafactory
 
 lint: install-test
 	$(BIN)/ruff format --check .

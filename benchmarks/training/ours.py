@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,14 @@ def main() -> None:
     )
     accelerator = Accelerator(cpu=True)
     wanted = Wanted(**{way: way in WAYS[name] for way in Wanted.__slots__})
-    with (
-        tempfile.TemporaryDirectory() as out,
-        fast_paths(model, rows, accelerator.device, RecordingRun(Path(out)), wanted) as paths,
-    ):
+    with tempfile.TemporaryDirectory() as out, ExitStack() as stack:
+        run = RecordingRun(Path(out))
+        paths = stack.enter_context(fast_paths(model, rows, accelerator.device, run, wanted))
         trained: Any = Trained(model, _Tokenizer(), "", "")  # type: ignore[arg-type]
         stepper = Stepper(
             Work(trained, rows, [], training, accelerator, Path(out), paths=paths),
             plan_sizes(len(rows), training, 1),
+            run.emit,
         )
         seconds, losses = [], []
         for step, start in enumerate(range(0, len(rows), BATCH * ACCUMULATION)):

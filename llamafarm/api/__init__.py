@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamafarm.api.backend import Backend, Comparison, Installed, TrainStrategy, backend_folder, installed
 from llamafarm.api.components import (
     Component,
     ContractError,
@@ -19,12 +20,14 @@ from llamafarm.api.config import (
     EvaluationConfig,
     FineTunerConfig,
     GenerateDataConfig,
+    GuardConfig,
     MaskAuditConfig,
     NoConfig,
     RowsConfig,
     SourceConfig,
     TrainingConfig,
 )
+from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.hooks import hookimpl
 from llamafarm.api.values import (
     AdapterSpec,
@@ -45,10 +48,13 @@ from llamafarm.api.values import (
 
 __all__ = [
     "AdapterSpec",
+    "Backend",
     "BaseModelConfig",
+    "Comparison",
     "Component",
     "Config",
     "ContractError",
+    "Costs",
     "CurriculumConfig",
     "DataSplitter",
     "DatasetConfig",
@@ -60,7 +66,9 @@ __all__ = [
     "FineTuner",
     "FineTunerConfig",
     "GenerateDataConfig",
+    "GuardConfig",
     "HardwareProfile",
+    "Installed",
     "MaskAuditConfig",
     "Message",
     "Method",
@@ -75,7 +83,11 @@ __all__ = [
     "RunPlan",
     "SourceConfig",
     "Suggestion",
+    "TrainStrategy",
     "TrainingConfig",
     "TrainingResult",
+    "Workload",
+    "backend_folder",
     "hookimpl",
+    "installed",
 ]

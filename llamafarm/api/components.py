@@ -14,7 +14,9 @@ from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
+from llamafarm.api.backend import Backend
 from llamafarm.api.config import Config, FineTunerConfig
+from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.values import (
     AdapterSpec,
     Decision,
@@ -27,7 +29,7 @@ from llamafarm.api.values import (
     Suggestion,
     TrainingResult,
 )
-from llamafarm.errors import Problem, StrategyError
+from llamafarm.errors import Problem, RunDirectoryError, StrategyError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,16 +109,35 @@ class FineTuner(Component[TunerConfigT]):
 
     Attributes:
         adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
+        backend: The program that it runs in an environment of its own, if it does.
         resumes: Whether it goes on from `RunPlan.resume`.
     """
 
     family = "fine_tuner"
     resumes: ClassVar[bool] = False
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
+    backend: ClassVar[Backend | None] = None
+
+    @classmethod
+    def default_method(cls, given: Mapping[str, Any]) -> str | None:  # noqa: ARG003  # for overriders
+        """The method that stands for an absent one.
+
+        Args:
+            given: The fine-tuner's configuration in canonical names, before validation.
+        """
+        return "lora" if cls.adapter_kinds else None
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # for overriders
         """Refuse (problems) or explain (decisions) before anything is loaded; imports nothing heavy."""
         return ()
+
+    def estimate(self, plan: RunPlan, workload: Workload) -> Costs | None:  # for overriders
+        """Work out what a run costs on `plan.device`, in milliseconds, without loading anything; None: not known.
+
+        Raises:
+            ModelError: If the model's architecture is not known.
+        """
+        return None
 
     @abstractmethod
     def fit(self, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
@@ -125,6 +146,18 @@ class FineTuner(Component[TunerConfigT]):
         Raises:
             LlamaFarmError: For everything a user can mend.
         """
+
+    def replay_step(self, plan: RunPlan, data: PreparedData, run: RunContext, folder: Path) -> str | None:
+        """Compute a step that broke again, from the record that this fine-tuner made of it.
+
+        Returns:
+            The first value that is not finite, in words; None if all are.
+
+        Raises:
+            RunDirectoryError: If the record is not of this model, or the fine-tuner keeps none.
+        """
+        message = f"the fine-tuner {self.name!r} keeps no records of broken steps"
+        raise RunDirectoryError.of("LF-RUN-053", message, where=str(folder), hint="the fine-tuner pytorch does")
 
     def selfcheck(self, plan: RunPlan, data: PreparedData, run: RunContext) -> Mapping[str, Any]:  # for overriders
         """Prove on the run's own model and rows that training computes what it should; write nothing.
@@ -147,9 +180,11 @@ class Method(Component[ConfigT]):
         stacks: True when it may be combined with a method that brings the trainable parameters.
         excludes: Traits of another method of the stack that it cannot be combined with → the reason. A trait is
             `quantized-base`, `changes-base`, `virtual-tokens`, or the name of a method.
+        loose_keys: Options that may also stand among a fine-tuner's own, and then put this method on the stack.
     """
 
     family = "method"
+    loose_keys: ClassVar[frozenset[str]] = frozenset()
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     stacks: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SecretStr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 
@@ -271,12 +280,44 @@ class CurriculumConfig(Config):
         return None if self.by in ("words", "tokens") else self.by
 
 
+class GuardConfig(Config):
+    """What watches over a training, and what follows from what it sees."""
+
+    aliases = MappingProxyType({"spike_zscore": "spike_threshold", "max_retries": "max_recoveries"})
+    shorthand = "policy"
+
+    policy: Literal["off", "warn", "stop", "recover"] = Field(
+        "stop",
+        description="On a loss or gradient that is not finite: leave the step out (`warn`), end the run with exit code "
+        "6 (`stop`), or go back, leave the rows out and change something (`recover`). `off`: nothing is watched.",
+    )
+    anomalies: Literal["off", "warn", "stop", "recover"] = Field(
+        "warn", description="The same for what is finite and looks wrong: loss exactly 0, spikes, odd gradient norms."
+    )
+    window: Annotated[int, Field(ge=20)] = Field(50, description="Steps that a spike is compared with.")
+    spike_threshold: Positive = Field(10.0, description="Robust standard deviations above the median make a spike.")
+    grad_norm_min: NonNegative = Field(0.0, description="Smallest gradient norm before clipping that is in order.")
+    grad_norm_max: Positive = Field(1e4, description="Largest gradient norm before clipping that is in order.")
+    min_learning_rate: NonNegative = Field(
+        1e-6, description="A learning rate below it is worth a warning, unless its schedule begins or ends."
+    )
+    snapshot_steps: Count = Field(50, description="`recover`: steps between states that are kept in main memory.")
+    max_recoveries: Annotated[int, Field(ge=0)] = Field(5, description="`recover`: how often, before the run ends.")
+    learning_rate_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.1, description="`recover`: what the learning rate is multiplied by on the last rung."
+    )
+    save_broken_step: bool = Field(
+        True, description="Keep what `llamafarm replay-step` needs of a step that ends a run or is left out."
+    )
+
+
 class TrainingConfig(Config):
     """Hyper-parameters. `batch_size` is per device; a step sees batch_size x accumulation x devices rows."""
 
     aliases = MappingProxyType(
         {
             "per_device_train_batch_size": "batch_size",
+            "stability_guard": "guard",
             "per_device_batch_size": "batch_size",
             "micro_batch_size": "batch_size",
             "lr": "learning_rate",
@@ -308,10 +349,20 @@ class TrainingConfig(Config):
     )
     max_seq_length: Count = Field(2048, description="Tokens kept of a row; the prompt is cut first.")
     # batches
-    batch_size: Count = Field(4, description="Rows, or packs of rows, per device and micro-step.")
+    batch_size: Annotated[Count, WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]})] = (
+        Field(4, description="Rows, or packs of rows, per device and micro-step; `auto`: see auto_find_batch_size.")
+    )
     gradient_accumulation_steps: Count = Field(1, description="Micro-steps per optimizer step.")
     global_batch_size: Count | None = Field(
         None, description="Rows per optimizer step over all devices; the accumulation follows from it, exactly."
+    )
+    auto_find_batch_size: bool = Field(
+        False,
+        description="Try out how many rows of a step the memory takes at a time; a step's rows stay what they are. "
+        "`batch_size: auto` means this.",
+    )
+    on_out_of_memory: Literal["halve", "stop"] = Field(
+        "halve", description="Take the step again with half as many rows at a time, or end the run with exit code 8."
     )
     group_by_length: bool = Field(False, description="Batch rows of similar length together, seeded.")
     length_column_name: str = Field("length", description="Column with row lengths; absent: token counts are used.")
@@ -398,6 +449,8 @@ class TrainingConfig(Config):
         0, description="Loader processes (batches are ready in memory)."
     )
     dataloader_pin_memory: bool = Field(True, description="Pin host memory for copies to the GPU.")
+    # stability
+    guard: GuardConfig = Field(default_factory=GuardConfig, description="What watches over losses and gradients.")
     # reproducibility and publishing
     seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of weights, dropout and order.")
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
@@ -414,6 +467,15 @@ class TrainingConfig(Config):
         "every_save", description="When to upload."
     )
     hub_token: SecretStr | None = Field(None, description="Hub token for uploads, best as `${HF_TOKEN}`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, values: Any) -> Any:
+        """`batch_size: auto` asks for the micro-batch that fits; the rows of a step stay those of the default."""
+        if isinstance(values, Mapping) and values.get("batch_size") == "auto":
+            rest = {key: value for key, value in values.items() if key != "batch_size"}
+            return rest | {"auto_find_batch_size": True}
+        return values
 
 
 class EvaluationConfig(Config):

@@ -42,6 +42,11 @@ def llamafarm_methods() -> Sequence[type[Method[Any]]]:  # type: ignore[empty-bo
 
 
 @hookspec
+def llamafarm_refused_methods() -> Sequence[tuple[str, str]]:  # type: ignore[empty-body]  # a specification
+    """Methods that users may ask for and that are not offered: name and reason."""
+
+
+@hookspec
 def llamafarm_hardware_profiles() -> Sequence[type[HardwareProfile[Any]]]:  # type: ignore[empty-body]  # a specification
     """Hardware profiles: kinds of devices."""
 

@@ -83,7 +83,8 @@ def _run(
     from llamafarm.core.registry import load_registry
     from llamafarm.core.trained import load_trained
 
-    loaded, tokenizer = load_trained(name, load_registry(), device=device, dtype=getattr(torch, dtype))
+    # adapters are merged, which packed weights would round again
+    loaded, tokenizer = load_trained(name, load_registry(), device=device, dtype=getattr(torch, dtype), unpacked=True)
     ids = input_row(loaded, tokenizer, **options)
     if other is not None and other.get("input_sha256") != row_digest(ids):
         hint = "capture both with the same --seq-len, --data-seed and text, and models with the same tokenizer"

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from llamafarm.api.values import Event
-from llamafarm.cli.figures import duration, number, share
+from llamafarm.cli.estimate import one_line
+from llamafarm.cli.figures import duration, gib, number, share
 from llamafarm.cli.progress import Listener
 from llamafarm.cli.session import Session
 from llamafarm.cli.tables import plain_table, show_table
 
 if TYPE_CHECKING:
+    from llamafarm.core.estimate import Estimate
     from llamafarm.core.plan import Planned
     from llamafarm.core.run import Outcome
 
@@ -40,12 +42,16 @@ class Story:
         self.listener(event)
 
 
-def show_plan(session: Session, planned: Planned, *, as_json: bool) -> None:
-    """Write the plan to stdout."""
+def show_plan(session: Session, planned: Planned, expected: Estimate | None, *, as_json: bool) -> None:
+    """Write the plan to stdout, with what it is expected to cost where that is known."""
     if as_json:
-        session.result_json(_plan(planned))
+        session.result_json({**_plan(planned), "estimate": expected.as_json() if expected else None})
         return
     session.result(_headline(planned))
+    if expected is not None:
+        session.result(f"estimate: {one_line(expected)}")
+        for note in expected.costs.notes:
+            session.notice(note)
     show_table(session, ["SETTING", "VALUE", "WHY"], _decisions(planned))
     session.say("dry run: nothing was written")
 
@@ -75,7 +81,8 @@ def show_outcome(
 def _headline(planned: Planned) -> str:
     plan = planned.plan
     methods = "+".join(method.name for method in plan.methods)
-    return f"{plan.name}: {methods} with {planned.tuner.name} on {plan.device.type}, to {plan.output_dir}"
+    how = " with ".join(filter(None, [methods, planned.tuner.name]))
+    return f"{plan.name}: {how} on {plan.device.type}, to {plan.output_dir}"
 
 
 def _decisions(planned: Planned) -> list[list[str]]:
@@ -123,12 +130,21 @@ def _summary(outcome: Outcome, story: Story) -> list[list[str]]:
     if story.exact_match:
         measured = " → ".join(share(value) for value in story.exact_match.values())
         rows.append(["exact match", f"{measured} of {story.samples} held-out rows ({' → '.join(story.exact_match)})"])
+    rows += _memory(outcome)
     rows.append(["saved", str(outcome.result.model_dir)])
     model = shlex.quote(str(outcome.result.model_dir))
     rows.append(["next", f'llamafarm generate --model {model} --prompt "…"'])
     if (outcome.output_dir / "runs").is_dir():
         rows.append(["", f"tensorboard --logdir {shlex.quote(str(outcome.output_dir / 'runs'))}"])
     return rows
+
+
+def _memory(outcome: Outcome) -> list[list[str]]:
+    """Measured beside estimated, where both are known."""
+    measured = outcome.result.metrics.get("peak_memory_bytes")
+    if outcome.estimate is None or not isinstance(measured, int):
+        return []
+    return [["memory", f"{gib(measured)} at its peak (estimated: {gib(outcome.estimate.peak)})"]]
 
 
 def _elapsed(story: Story) -> float:

@@ -40,6 +40,9 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "verify-resume": Leaf(
         "llamafarm.cli.verify_resume:verify_resume", "Prove on a strategy that a resumed run is exact."
     ),
+    "replay-step": Leaf(
+        "llamafarm.cli.replay_step:replay_step", "Take a step that broke again, and find its first bad module."
+    ),
     "runs": Branch(
         "Runs on this machine.",
         {
@@ -64,6 +67,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "validate": Leaf("llamafarm.cli.validate:validate", "Check strategy files and show every error at once."),
     "explain": Leaf("llamafarm.cli.explain:explain", "Show every setting of a strategy and where it comes from."),
     "selfcheck": Leaf("llamafarm.cli.selfcheck:selfcheck", "Prove that training computes what it should."),
+    "estimate": Leaf("llamafarm.cli.estimate:estimate", "Say whether training fits, and how long it takes."),
     "inspect": Leaf("llamafarm.cli.inspect:inspect", "Show rows as the model will see them, and what is trained."),
     "find-split": Leaf("llamafarm.cli.find_split:find_split", "Find the token ids around answers, as flags to paste."),
     "strategies": Branch(
@@ -72,12 +76,23 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
             "list": Leaf("llamafarm.cli.strategies:list_", "List what can be trained by name."),
             "show": Leaf("llamafarm.cli.strategies:show", "Print a strategy's file."),
             "copy": Leaf("llamafarm.cli.strategies:copy", "Copy a strategy's file, to make it yours."),
+            "import": Leaf("llamafarm.cli.import_strategy:import_", "Turn a file of LLaMA-Factory into a strategy."),
         },
         default="list",
     ),
     "plugins": Branch(
         "Installed components.",
         {"list": Leaf("llamafarm.cli.plugins:list_", "List components, and plugins that could not be loaded.")},
+        default="list",
+    ),
+    "backends": Branch(
+        "Programs that fine-tuners run in environments of their own.",
+        {
+            "list": Leaf("llamafarm.cli.backends:list_", "List backends, and whether they are set up."),
+            "setup": Leaf("llamafarm.cli.backends:setup", "Install a backend, or take one that is installed."),
+            "check": Leaf("llamafarm.cli.backends:check", "Check that a backend works, and computes what ours does."),
+            "remove": Leaf("llamafarm.cli.backends:remove", "Delete what `setup` made."),
+        },
         default="list",
     ),
     "schema": Leaf("llamafarm.cli.schema:schema", "Print the JSON Schema of strategies, for editors."),

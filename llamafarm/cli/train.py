@@ -31,6 +31,8 @@ FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "prefix_ids": "dataset.prefix_ids",
         "suffix_ids": "dataset.suffix_ids",
         "method": "method",
+        "bos_zero": "use_bos_zero_training",
+        "bos_factor": "bos_scaling_factor",
         "epochs": "training.num_epochs",
         "max_steps": "training.max_steps",
         "batch_size": "training.batch_size",
@@ -53,6 +55,13 @@ def train(
     dataset: Dataset = None,
     eval_dataset: Annotated[Path | None, typer.Option("--eval-dataset", help="Held-out rows.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="lora, full, or another installed method.")] = None,
+    bos_zero: Annotated[
+        bool | None,
+        typer.Option("--use-bos-zero-training", "--use_bos_zero_training", help="Stack bos-scaling on the method."),
+    ] = None,
+    bos_factor: Annotated[
+        float | None, typer.Option("--bos-scaling-factor", "--bos_scaling_factor", help="The same, with this factor.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", "--num-epochs", help="Passes over the rows.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimizer steps, instead of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per device and step.")] = None,
@@ -90,6 +99,7 @@ def train(
 
     Without a strategy, --model and --dataset make one: LoRA with the defaults.
     """
+    from llamafarm.core.estimate import quietly
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
@@ -104,7 +114,7 @@ def train(
     if dry_run:
         for notice in loaded.notices:
             session.notice(notice)
-        show_plan(session, planned, as_json=as_json)
+        show_plan(session, planned, quietly(loaded.tuner_config, planned), as_json=as_json)
         return
     if verbose:
         say_plan(session, planned)

@@ -101,7 +101,8 @@ def _summary(loaded: Loaded) -> str:
     methods = "+".join(method.type for method in loaded.tuner_config.method)
     base = loaded.tuner_config.base_model
     model = base.huggingface_id or ("from scratch" if base.from_scratch else "no base model yet")
-    return f"strategy {loaded.strategy.name!r}: {components.fine_tuner.type}, {methods}, {model}"
+    parts = ", ".join(filter(None, [components.fine_tuner.type, methods, model]))
+    return f"strategy {loaded.strategy.name!r}: {parts}"
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

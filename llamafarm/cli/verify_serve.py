@@ -43,10 +43,10 @@ def verify_serve(
         raise UsageError.of("LF-USAGE-023", what, hint=f"give one of {', '.join(given)}")
     from llamafarm.export.verify import verify
 
-    trained = _tokenizer(model)
+    trained, begins = _trained(model)
     served, notes = _served(trained, url, tokenizer, modelfile, served_name)
     verdict = verify(trained, served, str(next(filter(None, given.values()))), tools=not no_tools)
-    verdict.notes += notes
+    verdict.notes += [*begins, *notes]
     if as_json:
         session.result_json(
             {**dataclasses.asdict(verdict), "compared": verdict.compared, "different": verdict.different}
@@ -70,6 +70,20 @@ def _served(
         return verify.by_modelfile(modelfile, trained)
     assert tokenizer is not None
     return verify.by_tokenizer(_tokenizer(tokenizer)), []
+
+
+def _trained(model: str) -> tuple[Any, list[str]]:
+    """The tokenizer as training used it, and what is to be said of that."""
+    from llamafarm.core.registry import load_registry
+    from llamafarm.core.trained import first_token_of
+    from llamafarm.export.beginning import beginning_with
+    from llamafarm.models.first_token import described_token
+
+    tokenizer = _tokenizer(model)
+    first = first_token_of(model, tokenizer, load_registry())
+    if first is None:
+        return tokenizer, []
+    return beginning_with(tokenizer, first), [f"training began every row with {described_token(tokenizer, first)}"]
 
 
 def _tokenizer(name: str) -> Any:

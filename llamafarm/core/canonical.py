@@ -139,7 +139,33 @@ class _Canonicalizer:
         registered = self.registry.family(family).get(str(type_))
         if registered is None:  # reported at validation, where the merged type is known; its options cannot be read
             return
-        self.block(registered.component.Config, value, path, target)
+        loose = self.registry.loose_keys() if isinstance(value, dict) and family == "fine_tuner" else {}
+        stacked = {key: loose[key] for key in value if key in loose} if loose else {}
+        own = {key: inner for key, inner in value.items() if key not in stacked} if stacked else value
+        self.block(registered.component.Config, own, path, target)
+        for key, method in stacked.items():
+            self.stacked(method, key, value[key], (*path, key), str(type_))
+
+    def stacked(self, type_: str, key: str, value: Any, path: Path, tuner: str) -> None:
+        """An option of a method among the fine-tuner's own: the method is on the stack, behind what is there."""
+        target: Path = (*TUNER, "method")
+        if descend(self.out.values, target) is None:
+            below = descend(self.base, target) or self.registry.default_methods(tuner, descend(self.out.values, TUNER))
+            there = any(method.get("type") == type_ for method in below)  # the same stack: completed by the merge
+            kept = [{"type": method.get("type")} if there else dict(method) for method in below]
+            self.out.put(target, kept, self.origin(path))
+        stack = descend(self.out.values, target)
+        types = [method.get("type") for method in stack]
+        if type_ not in types:
+            stack.append({"type": type_})
+            types.append(type_)
+        index = types.index(type_)
+        before = stack[index].get(key)
+        place: Path = (*target, index, key)
+        if before is not None and place in self.out.origins and self.conflict(place, before, value, path, key):
+            return
+        stack[index][key] = value
+        self.out.origins[place] = self.origin(path)
 
     def optimization(self, value: Any, path: Path) -> None:
         """Per-device overrides: each device's block becomes a partial fine-tuner configuration."""

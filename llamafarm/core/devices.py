@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llamafarm.api.components import HardwareProfile
-from llamafarm.api.values import Probe
+from llamafarm.api.values import DeviceSpec, Probe
 from llamafarm.core.canonical import TUNER
 from llamafarm.core.layers import Layer, Origin, Path, descend
 from llamafarm.core.registry import Registry
@@ -16,11 +16,15 @@ from llamafarm.core.registry import Registry
 _SLOT = ("components", "hardware")
 
 
-def choose_device(values: Mapping[str, Any], registry: Registry) -> tuple[str, dict[str, Probe]]:
-    """The profile to use, and what each profile that was asked answered.
+def choose_device(
+    values: Mapping[str, Any], registry: Registry, instead: DeviceSpec | None = None
+) -> tuple[str, dict[str, Probe]]:
+    """The profile to use, and what each profile that was asked answered; of a device `instead`, its own.
 
     As given; for `auto` (or nothing) the one of the highest priority whose device is there, else the lowest.
     """
+    if instead is not None:
+        return instead.type, {instead.type: Probe(instead, f"{instead.name}, as asked")}
     asked = descend(values, (*_SLOT, "type"))
     profiles = registry.family("hardware")
     if asked not in (None, "auto"):

@@ -10,7 +10,7 @@ from typing import Any
 from llamafarm.api.config import BaseModelConfig, Config, DatasetConfig, FineTunerConfig, TrainingConfig
 from llamafarm.core.canonical import TUNER, canonicalize
 from llamafarm.core.compose import merge
-from llamafarm.core.layers import Layer, Path, walk
+from llamafarm.core.layers import Layer, Path, descend, walk
 from llamafarm.core.registry import Registry
 from llamafarm.core.schema import COMPONENT_KEYS, Strategy
 from llamafarm.core.validate import validate
@@ -46,7 +46,7 @@ def check_fragment(path: FilePath, registry: Registry) -> Fragment:
     """
     reading = read_yaml(path, kind="fragment")
     problems, notices = list(reading.problems), list(reading.notices)
-    layer = Layer(origins={(): reading.origins[()]})
+    layers = [Layer(origins={(): reading.origins[()]})]
     keys = []
     for key, value in reading.values.items():
         target = _home(key, registry)
@@ -57,15 +57,25 @@ def check_fragment(path: FilePath, registry: Registry) -> Fragment:
             problems.append(Problem("LF-STRATEGY-021", message, origin.key_place, nearest(key, known)))
             continue
         keys.append(".".join(map(str, target)))
+        layer = layers[-1]
         if len(target) == 3:
             layer.put((*TUNER[1:], "method"), [{"type": target[1], key: value}], reading.origins[(key,)])
             continue
         place: Path = target if target[0] in (*COMPONENT_KEYS, *Strategy.model_fields) else (*TUNER[1:], *target)
+        if not _free(layer, place):  # `dataset: FILE` and one of its options: short and long form at once
+            layers.append(layer := Layer(origins={(): reading.origins[()]}))
         layer.put(place, value, reading.origins[(key,)])
         layer.origins.update({(*place, *inner): reading.origins[(key, *inner)] for inner, _ in walk(value)})
-    canonical = canonicalize(layer, registry, {})
-    validate(merge([canonical]), registry, [*problems, *canonical.problems])
-    return Fragment(tuple(keys), (*notices, *canonical.notices))
+    canonical = [canonicalize(layer, registry, {}) for layer in layers]
+    problems += [problem for one in canonical for problem in one.problems]
+    validate(merge(canonical), registry, problems)
+    return Fragment(tuple(keys), (*notices, *(notice for one in canonical for notice in one.notices)))
+
+
+def _free(layer: Layer, place: Path) -> bool:
+    """Whether a value can be put there: nothing short stands on the way, nothing long at the place."""
+    above = (descend(layer.values, place[:length]) for length in range(1, len(place)))
+    return all(node is None or isinstance(node, dict) for node in above) and descend(layer.values, place) is None
 
 
 def _loose(registry: Registry) -> dict[str, Path]:

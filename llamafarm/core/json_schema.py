@@ -49,7 +49,12 @@ def _accept_short_forms(definition: dict[str, Any], registry: Registry) -> None:
     """`method` may be one mapping, a list, or types alone; numbers and switches may come from `${NAME}`."""
     for inner in definition.get("anyOf", ()):
         _accept_short_forms(inner, registry)
-    for name, field in definition.get("properties", {}).items():
+    properties = definition.get("properties", {})
+    if properties.get("method", {}).get("type") == "array":
+        for key, method in registry.loose_keys().items():
+            own = registry.family("method")[method].component.Config.model_json_schema()["properties"]
+            properties[key] = own[key]
+    for name, field in properties.items():
         if name == "method" and field.get("type") == "array":
             one = field.pop("items")
             types = {"enum": sorted(registry.family("method"))}

@@ -59,19 +59,20 @@ class Loaded:
         return self.probes[self.device_type].device if self.device_type in self.probes else None
 
 
-def load(request: Request, registry: Registry) -> Loaded:
-    """Compose and validate.
+def load(request: Request, registry: Registry, device: DeviceSpec | None = None) -> Loaded:
+    """Compose and validate; with `device`, for that one instead of this machine's.
 
     Raises:
         StrategyError: With every problem found.
         PluginError: If a component or plugin that was asked for is missing, broken or ambiguous.
     """
-    return _Loading(registry).load(request)
+    return _Loading(registry, device).load(request)
 
 
 @dataclass(slots=True)
 class _Loading:
     registry: Registry
+    instead: DeviceSpec | None = None
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -84,7 +85,7 @@ class _Loading:
         layers = [overrides.environment(), overrides.flags(request.flags), *overrides.sets(request.sets)]
         above, overridden = self.canonical(layers, strategy)
         values = overridden.values
-        device, probes = choose_device(values, self.registry)
+        device, probes = choose_device(values, self.registry, self.instead)
         weak = [*self.method_defaults(values), suggestions(values, self.registry, device, probes.get(device))]
         merged = merge([*weak, *_dataset_dir(source), *below, device_block(strategy, device), *above])
         if unmet := unmet_requirements(merged, self.registry):
@@ -147,7 +148,8 @@ class _Loading:
         """What each method of the stack suggests for training, the weakest of all."""
         layers = []
         tuner = descend(values, (*TUNER[:2], "type")) or "pytorch"
-        for method in descend(values, (*TUNER, "method")) or self.registry.default_methods(tuner):
+        given = descend(values, TUNER)
+        for method in descend(values, (*TUNER, "method")) or self.registry.default_methods(tuner, given):
             registered = self.registry.family("method").get(str(method.get("type")))
             if registered is not None and issubclass(registered.component, Method):
                 layer = Layer()

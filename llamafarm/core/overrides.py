@@ -119,7 +119,8 @@ class Overrides:
         """Keys of any installed fine-tuner's configuration."""
         configs: list[type[Config]] = [FineTunerConfig]
         configs += [registered.component.Config for registered in self.registry.family("fine_tuner").values()]
-        return {key for config in configs for key in (*config.model_fields, *config.aliases)}
+        own = {key for config in configs for key in (*config.model_fields, *config.aliases)}
+        return own | set(self.registry.loose_keys())
 
 
 def _suggest(key: str) -> str:

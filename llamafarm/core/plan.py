@@ -39,25 +39,15 @@ def make_plan(loaded: Loaded, registry: Registry, resume: ResumePoint | None = N
     Raises:
         LlamaFarmError: With all problems; its class is that of the first.
     """
-    config = loaded.tuner_config
-    errors = list(_errors(loaded, config, new=resume is None))
-    tuner, methods, splitter = _components(loaded, registry)
+    errors = list(_errors(loaded, loaded.tuner_config, new=resume is None))
+    sketched = sketch(loaded, registry, resume)
+    plan, tuner, methods = sketched.plan, sketched.tuner, sketched.plan.methods
     if resume is not None and not tuner.resumes:
         message = f"the fine-tuner {tuner.name!r} cannot resume a run"
         errors.append(StrategyError.of("LF-TRAIN-055", message, hint="start a new run, with --overwrite"))
     stacked = stack_problems(tuner, methods, _place_of(loaded, "method"))
     errors += [StrategyError([problem]) for problem in stacked]
     errors += [StrategyError([problem]) for problem in export_problems(loaded, methods)]
-    device = loaded.device or DeviceSpec(loaded.device_type, "absent")
-    plan = RunPlan(
-        name=loaded.strategy.name,
-        methods=methods,
-        device=device,
-        output_dir=Path(config.output_dir),
-        decisions=tuple(_decisions(loaded)),
-        given={dotted(path[len(TUNER) :]): str(origin) for path, origin in _asked(loaded)},
-        resume=resume,
-    )
     found = _checked(tuner, plan) if loaded.device else []
     known = {problem.message for error in errors for problem in error.problems}
     problems = [item for item in found if isinstance(item, Problem) and item.message not in known]
@@ -66,7 +56,22 @@ def make_plan(loaded: Loaded, registry: Registry, resume: ResumePoint | None = N
     if errors:
         raise type(errors[0])([problem for error in errors for problem in error.problems])
     decisions = (*plan.decisions, *(item for item in found if isinstance(item, Decision)))
-    return Planned(replace(plan, decisions=decisions), tuner, splitter)
+    return replace(sketched, plan=replace(plan, decisions=decisions))
+
+
+def sketch(loaded: Loaded, registry: Registry, resume: ResumePoint | None = None) -> Planned:
+    """Build the components without checking that they go together: enough to say what a run would cost."""
+    tuner, methods, splitter = _components(loaded, registry)
+    plan = RunPlan(
+        name=loaded.strategy.name,
+        methods=methods,
+        device=loaded.device or DeviceSpec(loaded.device_type, "absent"),
+        output_dir=Path(loaded.tuner_config.output_dir),
+        decisions=tuple(_decisions(loaded)),
+        given={dotted(path[len(TUNER) :]): str(origin) for path, origin in _asked(loaded)},
+        resume=resume,
+    )
+    return Planned(plan, tuner, splitter)
 
 
 def _checked(tuner: FineTuner[Any], plan: RunPlan) -> list[Problem | Decision]:

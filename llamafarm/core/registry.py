@@ -82,6 +82,7 @@ class Registry:
         failures: What could not be loaded, and why.
         strategy_folders: Folders of presets that plugins bring.
         manager: Calls the observers.
+        refused: Methods that are not offered → the reason.
     """
 
     plugins: tuple[Plugin, ...] = ()
@@ -90,6 +91,7 @@ class Registry:
     failures: tuple[Failure, ...] = ()
     strategy_folders: tuple[tuple[Plugin, Path], ...] = ()
     manager: pluggy.PluginManager | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def family(self, family: str) -> Mapping[str, Registered]:
         """Components of a family by type."""
@@ -110,6 +112,8 @@ class Registry:
             )
         if not self.plugins:
             return Problem("LF-PLUGIN-004", "no plugin is installed, not even our own", where, "run: pip install -e .")
+        if family == "method" and (reason := self.refused.get(_plain(type_))):
+            return Problem("LF-STRATEGY-095", f"the method {type_!r} is not offered: {reason}", where)
         near = nearest(type_, self.family(family))
         failed = "; ".join(f"not loaded: {failure.plugin}: {failure.reason}" for failure in self.failures)
         # Without a near name the type is taken for one of a plugin that did not load: its failure is then the cause.
@@ -127,12 +131,23 @@ class Registry:
             raise PluginError([problem])
         return self.family(family)[type_].component
 
-    def default_methods(self, tuner: object) -> list[dict[str, str]]:
-        """What stands for an absent `method`: lora, or nothing for a fine-tuner that takes no method."""
+    def loose_keys(self) -> dict[str, str]:
+        """Options that may stand among a fine-tuner's own → the method that they put on the stack."""
+        methods = {name: found.component for name, found in self.family("method").items()}
+        return {
+            key: name
+            for name, method in methods.items()
+            if issubclass(method, Method)
+            for key in sorted(method.loose_keys)
+        }
+
+    def default_methods(self, tuner: object, given: Any) -> list[dict[str, str]]:
+        """What stands for an absent `method` in the configuration `given`: as the fine-tuner says, mostly lora."""
         registered = self.family("fine_tuner").get(str(tuner))
-        if registered and issubclass(registered.component, FineTuner) and not registered.component.adapter_kinds:
-            return []
-        return [{"type": "lora"}]
+        if registered is None or not issubclass(registered.component, FineTuner):
+            return [{"type": "lora"}]
+        default = registered.component.default_method(given if isinstance(given, Mapping) else {})
+        return [{"type": default}] if default else []
 
     def run_started(self, run: RunContext) -> None:
         """Tell the observers."""
@@ -177,6 +192,11 @@ def load_registry(disabled: Iterable[str] | None = None) -> Registry:
     return builder.build()
 
 
+def _plain(name: str) -> str:
+    """A name without what people write in one way or another."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
 def _plugin(entry_point: EntryPoint) -> Plugin:
     distribution = entry_point.dist
     name, version = (distribution.name, distribution.version) if distribution else ("unknown", "0")
@@ -211,6 +231,7 @@ class _Builder:
         self.failures: list[Failure] = []
         self.found: dict[tuple[str, str], list[Registered]] = {}
         self.folders: list[tuple[Plugin, Path]] = []
+        self.refused: dict[str, str] = {}
 
     def load(self, plugin: Plugin, entry_point: EntryPoint) -> None:
         """Import one plugin and ask it for its components; whatever it does wrong is recorded."""
@@ -235,6 +256,7 @@ class _Builder:
         for family, (hook, base) in FAMILIES.items():
             for component in self._call(plugin, name, hook):
                 self._add(plugin, family, base, component)
+        self.refused |= {_plain(one): why for one, why in self._call(plugin, name, "llamafarm_refused_methods")}
         self.folders.extend((plugin, Path(folder)) for folder in self._call(plugin, name, "llamafarm_strategies"))
 
     def _call(self, plugin: Plugin, name: str, hook: str) -> list[Any]:
@@ -272,6 +294,7 @@ class _Builder:
             failures=tuple(self.failures),
             strategy_folders=tuple(self.folders),
             manager=self.manager,
+            refused=self.refused,
         )
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any, Final
 
 from llamafarm.api.values import Event, TrainingResult
 from llamafarm.core.contract import settings
+from llamafarm.core.estimate import Estimate, compare, quietly
 from llamafarm.core.explain import redact, resolved_yaml, secrets
 from llamafarm.core.load import Loaded
 from llamafarm.core.lock import this_process
@@ -29,6 +30,9 @@ from llamafarm.files import write_atomically
 
 Listener = Callable[[Event], None]
 
+_TO_REMEMBER: Final = ("recovery", "micro_batch")
+"""Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
+
 TRIGGER: Final = "checkpoint-now"
 """A file of this name beside the manifest asks for a checkpoint, as SIGUSR1 does."""
 
@@ -40,6 +44,7 @@ class Outcome:
     run_id: str
     output_dir: Path
     result: TrainingResult
+    estimate: Estimate | None = None
 
 
 def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listener) -> Outcome:
@@ -64,7 +69,11 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
             notice=lambda message: run.emit("notice", message=message),
             difficulty=curriculum.column if curriculum else None,
         )
-        with run.opened(manifest(run.run_id, loaded, planned, data, registry)):
+        expected = quietly(config, planned)
+        if expected is not None and not expected.may_fit:
+            run.emit("warning", message=_too_large(expected))
+        facts = {"estimate": expected.as_json()} if expected is not None else {}
+        with run.opened(manifest(run.run_id, loaded, planned, data, registry) | facts):
             registry.run_started(run)
             try:
                 result = planned.tuner.fit(planned.plan, data, run)
@@ -74,7 +83,17 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
             run.emit("result", **dict(result.metrics))
             registry.run_finished(run, result)
             run.close(result)
-    return Outcome(run.run_id, planned.plan.output_dir, result)
+        if expected is not None and planned.plan.resume is None:
+            compare(expected, result.metrics)
+    return Outcome(run.run_id, planned.plan.output_dir, result, expected)
+
+
+def _too_large(expected: Estimate) -> str:
+    needed, there = expected.needed / 2**30, expected.available / 2**30
+    return (
+        f"by estimate this needs {needed:.1f} GiB of memory, and {expected.device.name} has {there:.1f} GiB for it; "
+        "`llamafarm estimate` with the same arguments says what would fit"
+    )
 
 
 class Run:
@@ -118,6 +137,9 @@ class Run:
         self._phase = fields["name"] if type == "phase" else self._phase
         if type == "ledger":
             self._manifest |= {name: dict(fields[name]) for name in ("rows", "tokens", "mask_audit") if name in fields}
+            self._surviving(self._save_manifest)
+        elif type in _TO_REMEMBER:
+            self._manifest[type] = [*self._manifest.get(type, ()), dict(fields)]
             self._surviving(self._save_manifest)
         elif type == "paths":
             self._manifest["paths"] = dict(fields)
@@ -200,6 +222,9 @@ class Run:
     def _go_on(self, fields: Mapping[str, Any]) -> None:
         """Drop the events of steps that are taken again, and lines that were cut off."""
         self._manifest["resumed"][-1] |= {"step": fields["step"], "exact": fields["exact"]}
+        for kind in _TO_REMEMBER:  # what is done again is told again
+            if kind in self._manifest:
+                self._manifest[kind] = [entry for entry in self._manifest[kind] if entry["step"] <= fields["step"]]
         self._save_manifest()
         if self._events is None:
             return

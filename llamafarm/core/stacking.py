@@ -18,7 +18,7 @@ def stack_problems(tuner: FineTuner[Any], methods: Stack, where: str) -> Iterato
         problem = clash(one, other)
         if problem:
             yield Problem(problem.id, problem.message, where, problem.hint)
-    if tuner.adapter_kinds and all(method.stacks for method in methods):
+    if tuner.adapter_kinds and methods and all(method.stacks for method in methods):
         names = ", ".join(repr(method.name) for method in methods)
         yield Problem(
             "LF-STRATEGY-033", f"{names} trains nothing by itself", where, "stack it on a method such as lora"

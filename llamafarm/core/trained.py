@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,9 @@ from llamafarm.api.components import Method
 from llamafarm.core.load import load
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
+from llamafarm.models.first_token import asked_first_token, saved_first_token
 from llamafarm.models.locate import locate
-from llamafarm.models.record import read_methods
+from llamafarm.models.record import read_methods, read_quantization
 
 if TYPE_CHECKING:
     from llamafarm.api.values import DeviceSpec
@@ -32,14 +32,19 @@ class TrainedModel:
     methods: tuple[Method[Any], ...] = ()
 
 
-def load_trained(name: str, registry: Registry, *, device: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
+def load_trained(
+    name: str, registry: Registry, *, device: str | None = None, dtype: Any = None, unpacked: bool = False
+) -> tuple[Any, Any]:
     """Load a base model, a trained model, an adapter with its base, or a checkpoint of either.
+
+    An adapter that was trained on a quantized base gets it quantized in the same way.
 
     Args:
         name: A folder, a hub id or `builtin:NAME`.
         registry: Where the methods that made it are found.
         device: torch's device type; None: what training would use here.
         dtype: torch dtype of the weights; None: bfloat16 where that costs no speed, else float32.
+        unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
 
     Returns:
         The model in evaluation mode on its device, and its tokenizer.
@@ -48,17 +53,12 @@ def load_trained(name: str, registry: Registry, *, device: str | None = None, dt
         ModelError: If it is none of these, or an adapter does not fit its base.
         PluginError: If a method that made it is not installed.
     """
-    loaded = load_with_methods(name, registry, device=device, dtype=dtype)
+    loaded = load_with_methods(name, registry, device=device, dtype=dtype, unpacked=unpacked)
     return loaded.model, loaded.tokenizer
 
 
 def load_with_methods(
-    name: str,
-    registry: Registry,
-    *,
-    device: str | None = None,
-    dtype: Any = None,
-    rounded: Mapping[str, Any] | None = None,
+    name: str, registry: Registry, *, device: str | None = None, dtype: Any = None, unpacked: bool = False
 ) -> TrainedModel:
     """The same, with the methods that made it.
 
@@ -67,7 +67,7 @@ def load_with_methods(
         registry: Where the methods that made it are found.
         device: torch's device type; None: what training would use here.
         dtype: torch dtype of the weights; None: bfloat16 where that costs no speed, else float32.
-        rounded: How the base was quantized in training: it is loaded so and taken back to full precision.
+        unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
 
     Raises:
         ModelError: If it is none of these, or an adapter does not fit its base.
@@ -76,14 +76,15 @@ def load_with_methods(
     from llamafarm.models._load import load_for_generation
 
     found = load(Request(None), registry).device if device is None else None
+    folder = locate(name).folder
     model, tokenizer = load_for_generation(
         name,
         device=device or (found.type if found else "cpu"),
         dtype=_dtype(found) if dtype is None else dtype,
-        rounded=rounded,
+        quantization=read_quantization(folder) if folder else None,
+        unpacked=unpacked,
     )
     methods = methods_of(name, registry)
-    folder = locate(name).folder
     restored: Any = model
     for method in methods:
         assert folder is not None
@@ -105,6 +106,18 @@ def methods_of(name: str, registry: Registry) -> tuple[Method[Any], ...]:
         assert isinstance(method, Method)
         found.append(method)
     return tuple(found)
+
+
+def first_token_of(name: str, tokenizer: Any, registry: Registry) -> int | None:
+    """What every row of a saved model begins with, told without loading its weights; None: nothing special.
+
+    Raises:
+        ModelError: If the tokenizer does not have it.
+        PluginError: If a method that made it is not installed.
+    """
+    methods = methods_of(name, registry)
+    folder = locate(name).folder
+    return asked_first_token(methods, tokenizer) if methods or folder is None else saved_first_token(folder)
 
 
 def _dtype(device: DeviceSpec | None) -> Any:

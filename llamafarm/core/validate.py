@@ -45,7 +45,7 @@ def _complete(values: dict[str, Any], registry: Registry) -> dict[str, Any]:
     tuner = {"type": "pytorch", "config": {}, **(components.get("fine_tuner") or {})}
     config = dict(tuner["config"]) if isinstance(tuner["config"], dict) else tuner["config"]
     if isinstance(config, dict) and not config.get("method"):
-        config["method"] = registry.default_methods(tuner["type"])
+        config["method"] = registry.default_methods(tuner["type"], config)
     components["fine_tuner"] = {**tuner, "config": config}
     components["hardware"] = {"type": "auto", **(components.get("hardware") or {})}
     return {**values, "components": components}
@@ -78,7 +78,7 @@ def _take_unknown_types(merged: Layer, values: dict[str, Any], registry: Registr
     if isinstance(methods, list):
         config["method"] = [
             node for index, node in enumerate(methods) if known("method", node, (*TUNER, "method", index))
-        ] or registry.default_methods(components["fine_tuner"]["type"])
+        ] or registry.default_methods(components["fine_tuner"]["type"], config)
     return problems
 
 

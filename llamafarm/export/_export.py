@@ -20,6 +20,7 @@ from llamafarm.export import _merge, _probe, _reload
 from llamafarm.export._compare import adapter_matters, equal_logits, same_tokens, tokenizer_checks
 from llamafarm.export._formats import Format, format_for, format_of
 from llamafarm.export.adapter import write_adapter
+from llamafarm.export.beginning import beginning_check, beginning_with
 from llamafarm.export.card import card
 from llamafarm.export.place import check_place, staged
 from llamafarm.export.prompts import Prompts, encode, prompts_for
@@ -27,8 +28,8 @@ from llamafarm.export.report import REPORT_FILE, Check, Report
 from llamafarm.export.request import ExportRequest
 from llamafarm.export.targets import commands, notes, write_for_server
 from llamafarm.models._tokenizer import quiet
+from llamafarm.models.first_token import begun, described_token, first_token
 from llamafarm.models.locate import Located, locate
-from llamafarm.models.record import read_quantization
 from llamafarm.models.serving import described, obstacles
 
 Say = Callable[[str], None]
@@ -36,9 +37,14 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Reference:
-    """What the trained model says, and what its base does."""
+    """What the trained model says, and what its base does.
+
+    `first` is what every row begins with in training, if a method says so; `begins` says it in words.
+    """
 
     prompts: Prompts
+    first: int | None
+    begins: str
     probe: _probe.Probe
     logits: Sequence[torch.Tensor]
     base: Sequence[torch.Tensor] | None
@@ -89,6 +95,7 @@ def check(request: ExportRequest, registry: Registry, folder: Path, say: Say = l
         dtype = "float32"
     else:
         format_ = format_of(folder, _dtype_in(folder))
+        tokenizer = _served(work, tokenizer, reference)
         merged = _merged(work, model, methods, reference)
         expected = _rounded(merged, format_, reference)
         del model, merged
@@ -120,14 +127,13 @@ def _reference(work: _Work) -> tuple[Any, Any, Sequence[Any], _Reference]:
     """Load the trained model, and ask it."""
     folder = work.located.folder
     work.say("loading the trained model")
-    rounded = dict(read_quantization(folder)) if folder and work.located.is_adapter else {}
     loaded = load_with_methods(
-        work.request.model, work.registry, device=work.request.device, dtype=torch.float32, rounded=rounded or None
+        work.request.model, work.registry, device=work.request.device, dtype=torch.float32, unpacked=True
     )
     prompts = prompts_for(folder, work.registry)
     ids = [encode(example, loaded.tokenizer) for example in prompts.examples]
-    limit = _longest(loaded.model)
-    ids = [prompt[-limit:] for prompt in ids]
+    limit, first = _longest(loaded.model), first_token(loaded.model)
+    ids = [begun(prompt[-limit:], first) for prompt in ids]
     probe = _probe.Probe(ids, _probe.answer(loaded.model, ids))
     logits = _probe.logits(loaded.model, probe)
     base = None
@@ -135,12 +141,14 @@ def _reference(work: _Work) -> tuple[Any, Any, Sequence[Any], _Reference]:
         with _merge.without_adapter(loaded.model):
             base = _probe.logits(loaded.model, probe)
         work.checks.append(adapter_matters(_probe.gap(logits, base), "the trained model and its base"))
-    return loaded.model, loaded.tokenizer, loaded.methods, _Reference(prompts, probe, logits, base)
+    begins = "" if first is None else described_token(loaded.tokenizer, first)
+    reference = _Reference(prompts, first, begins, probe, logits, base)
+    return loaded.model, loaded.tokenizer, loaded.methods, reference
 
 
 def _longest(model: Any) -> int:
     """Tokens of a prompt that leave room for the answer."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 2048) - _probe.NEW_TOKENS - 1
+    return int(getattr(model.config, "max_position_embeddings", 0) or 2048) - _probe.NEW_TOKENS - 2
 
 
 def _merged(work: _Work, model: Any, methods: Sequence[Any], reference: _Reference) -> Any:
@@ -151,6 +159,15 @@ def _merged(work: _Work, model: Any, methods: Sequence[Any], reference: _Referen
     if reference.base is not None:
         work.checks.append(adapter_matters(_probe.gap(now, reference.base), "the merged model and the base"))
     return merged
+
+
+def _served(work: _Work, tokenizer: Any, reference: _Reference) -> Any:
+    """The tokenizer that a server needs to begin rows as training did."""
+    if reference.first is None:
+        return tokenizer
+    served = beginning_with(tokenizer, reference.first)
+    work.checks.append(beginning_check(tokenizer, served, reference.first, reference.prompts.examples))
+    return served
 
 
 def _rounded(merged: Any, format_: Format, reference: _Reference) -> Sequence[torch.Tensor]:
@@ -164,6 +181,7 @@ def _export_merged(work: _Work) -> Report:
     request = work.request
     model, tokenizer, methods, reference = _reference(work)
     merged = _merged(work, model, methods, reference)
+    tokenizer = _served(work, tokenizer, reference)
     del model
     format_ = format_for(request, _dtype_of(work.located), merged.config.model_type)
     _report(work, reference, format_.name)  # refuse before anything is written
@@ -254,7 +272,7 @@ def _report(work: _Work, reference: _Reference, dtype: str) -> Report:
         [method.name for method in methods_of(request.model, work.registry)],
         reference.prompts.source,
         tuple(work.checks),
-        tuple(notes(request, work.located, work.figures, dtype)),
+        tuple(notes(request, work.located, work.figures, dtype, reference.begins)),
         tuple(commands(request, work.located, base)),
         dict(work.figures),
     )

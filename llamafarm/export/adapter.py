@@ -9,6 +9,7 @@ from pathlib import Path
 from llamafarm.errors import LlamaFarmError
 from llamafarm.models.locate import locate
 from llamafarm.models.record import METHODS_FILE
+from llamafarm.models.vocabulary import VOCABULARY_FILE
 
 _RUN_FILES = ("trainer_log.jsonl", "trainer_state.json", "train_results.json", "eval_results.json", "all_results.json")
 
@@ -32,5 +33,5 @@ def _belongs(file: Path) -> bool:
     if not file.is_file() or file.name in _RUN_FILES:
         return False
     weights = file.name.startswith("adapter_model") and file.suffix == ".safetensors"
-    methods = file.name == METHODS_FILE or (file.suffix == ".json" and file.name.startswith("bos_"))
+    methods = file.name in (METHODS_FILE, VOCABULARY_FILE) or (file.suffix == ".json" and file.name.startswith("bos_"))
     return weights or methods or file.name == "adapter_config.json"

@@ -38,8 +38,10 @@ def commands(request: ExportRequest, located: Located, base: str) -> list[str]:
     return [f'llamafarm generate --model {folder} --prompt "…"']
 
 
-def notes(request: ExportRequest, located: Located, figures: Mapping[str, float], dtype: str) -> list[str]:
-    """What a user should know of the comparison."""
+def notes(
+    request: ExportRequest, located: Located, figures: Mapping[str, float], dtype: str, begins: str = ""
+) -> list[str]:
+    """What a user should know of the comparison; `begins` names the token that every row begins with, if one does."""
     told = []
     share = figures.get("rounding_of_effect", 0.0)
     if share > _LARGE:
@@ -57,6 +59,11 @@ def notes(request: ExportRequest, located: Located, figures: Mapping[str, float]
         told.append("merged into the base as training saw it: rounded to 4 or 8 bits and taken back")
     if adapter and located.folder and any(record.type == "bos-scaling" for record in read_methods(located.folder)):
         told.append("bos-scaling is no part of the adapter's weights: only llamafarm puts it back")
+    elif begins:
+        told.append(
+            f"every row has to begin with {begins}: chat template and tokenizer of this export put it there, "
+            "a prompt that bypasses both must bring it"
+        )
     return told
 
 

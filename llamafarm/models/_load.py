@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._adapter import repeatable, without_idle_warnings
-from llamafarm.models._quantize import keep_weights_as_packed, quantization_config
+from llamafarm.models._quantize import gptq_with_gradients, keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
     explained,
@@ -25,7 +25,7 @@ from llamafarm.models._tokenizer import (
 )
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.locate import Located, locate
-from llamafarm.models.prequantized import require_library
+from llamafarm.models.prequantized import require_library, stored_as
 from llamafarm.models.vocabulary import Additions, read_additions
 
 __all__ = ["load_for_generation", "load_model", "load_tokenizer", "load_vocabulary", "quiet", "require_room"]
@@ -62,6 +62,8 @@ def load_model(
     if quantization:
         arguments["quantization_config"] = quantization_config(quantization)
         arguments["device_map"] = {"": device}
+    elif device == "cpu" and stored_as(located, config) == "gptq":
+        arguments["quantization_config"] = gptq_with_gradients()
     with explained(located, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     keep_weights_as_packed(model)
@@ -74,7 +76,8 @@ def load_for_generation(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     config: BaseModelConfig | None = None,
-    rounded: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    unpacked: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load whatever answers prompts: a whole model, an adapter with its base, or a checkpoint of either.
 
@@ -83,8 +86,8 @@ def load_for_generation(
         device: Where it shall run.
         dtype: Precision of its weights.
         config: Token, cache and so on for hub models.
-        rounded: Options of `AdapterSpec.quantization`: an adapter's base gets the values that these leave of it, in
-            full precision, as the adapter knew them when it was trained.
+        quantization: Options of `AdapterSpec.quantization` that an adapter was trained with: its base is loaded so.
+        unpacked: Take that base back to full precision: the values that quantization left, as plain weights.
 
     Raises:
         ModelError: If it is none of these, or an adapter does not fit its base.
@@ -93,16 +96,24 @@ def load_for_generation(
     saved = {"huggingface_id": model, "add_pad_token": False}  # what is there answers as it is
     options = (config or BaseModelConfig()).model_copy(update=saved)
     if not located.is_adapter:
-        loaded = load_model(options, dtype=dtype)
+        loaded = load_model(options, dtype=dtype, device=device)
         tokenizer = load_tokenizer(options)
     else:
-        loaded, tokenizer = _load_adapter(located, options, dtype, rounded)
+        loaded, tokenizer = _load_adapter(located, options, dtype, device, quantization or {}, unpacked=unpacked)
     require_room(loaded, tokenizer)
-    return loaded.to(device).eval(), tokenizer
+    if not (quantization and not unpacked and located.is_adapter):  # packed weights are where they belong
+        loaded = loaded.to(device)
+    return loaded.eval(), tokenizer
 
 
 def _load_adapter(
-    located: Located, options: BaseModelConfig, dtype: torch.dtype, rounded: Mapping[str, Any] | None
+    located: Located,
+    options: BaseModelConfig,
+    dtype: torch.dtype,
+    device: str,
+    quantization: Mapping[str, Any],
+    *,
+    unpacked: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from peft import PeftModel
 
@@ -111,8 +122,8 @@ def _load_adapter(
     base = options.model_copy(update={"huggingface_id": described.get("base_model_name_or_path") or None})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
-    loaded = load_model(base, dtype=dtype, quantization=rounded)
-    if getattr(loaded, "is_quantized", False) and rounded is not None:
+    loaded = load_model(base, dtype=dtype, quantization=quantization, device=device)
+    if quantization and unpacked:
         loaded = loaded.dequantize(dtype)
     has_tokenizer = (located.folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(options if has_tokenizer else base)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, GPTQConfig
 
 from llamafarm.errors import PluginError, StrategyError
 
@@ -32,6 +32,14 @@ def quantization_config(options: Mapping[str, Any]) -> BitsAndBytesConfig:
     if dtype := arguments.get("bnb_4bit_compute_dtype"):
         arguments["bnb_4bit_compute_dtype"] = _DTYPES[dtype]
     return BitsAndBytesConfig(**arguments)
+
+
+def gptq_with_gradients() -> GPTQConfig:
+    """How a base that comes as GPTQ is loaded on a CPU: by the kernel there that passes gradients.
+
+    transformers takes only the kernel from it; everything else stands in the model's own config.json.
+    """
+    return GPTQConfig(bits=4, backend="torch")
 
 
 def keep_weights_as_packed(model: nn.Module) -> None:

@@ -5,7 +5,9 @@ It stands in the model's configuration, so that training, generation and every m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from llamafarm.api import Method
@@ -42,6 +44,20 @@ def first_token(model: Any) -> int | None:
     """What the model's rows begin with; None: as its tokenizer and template write them."""
     token = getattr(getattr(model, "config", None), _KEY, None)
     return None if token is None else int(token)
+
+
+def saved_first_token(folder: Path) -> int | None:
+    """The same of a whole model in a folder, told from its configuration file."""
+    try:
+        token = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(_KEY)
+    except (OSError, ValueError, AttributeError):
+        return None  # an adapter has none; whoever loads a model says what is wrong with the file
+    return token if isinstance(token, int) else None
+
+
+def described_token(tokenizer: Any, token: int) -> str:
+    """The token by its id and its text, for people."""
+    return f"token {token} {str(tokenizer.convert_ids_to_tokens(token))!r}"
 
 
 def begun(ids: Sequence[int], token: int | None) -> list[int]:

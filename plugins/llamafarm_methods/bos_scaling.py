@@ -60,6 +60,7 @@ class BosScaling(Method[BosScalingConfig]):
 
     name = "bos-scaling"
     stacks = True
+    loose_keys = frozenset({"use_bos_zero_training", "bos_scaling_factor"})
     excludes = MappingProxyType(
         {"virtual-tokens": "the vectors it learns stand before the row, so that no row begins with its BOS any more"}
     )

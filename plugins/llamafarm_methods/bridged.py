@@ -264,3 +264,13 @@ BRIDGED: tuple[type[PeftMethod], ...] = (
     PromptTuning,
     PrefixTuning,
 )
+
+REFUSED = (
+    (
+        "adalora",
+        "it moves ranks inside the training loop and adds to the loss; lora with rank_pattern sets them by layer",
+    ),
+    ("boft", "it compiles code when it is first used; oft rotates weights without"),
+    ("p-tuning", "its saved prompt cannot be trained on; prompt-tuning can"),
+)
+"""Methods that users ask for → why they are not offered, and what comes near."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from llamafarm.api import Method, hookimpl
 from llamafarm_methods.bos_scaling import BosScaling
-from llamafarm_methods.bridged import BRIDGED
+from llamafarm_methods.bridged import BRIDGED, REFUSED
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.freeze import Freeze
 from llamafarm_methods.full import Full
@@ -19,3 +19,9 @@ from llamafarm_methods.qlora import Qlora
 def llamafarm_methods() -> Sequence[type[Method[Any]]]:
     """The methods of this package."""
     return [Lora, Qlora, Dora, Full, Freeze, BosScaling, *BRIDGED]
+
+
+@hookimpl
+def llamafarm_refused_methods() -> Sequence[tuple[str, str]]:
+    """Methods of PEFT that this package leaves out."""
+    return REFUSED

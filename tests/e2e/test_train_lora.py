@@ -212,6 +212,7 @@ def test_a_poisoned_weight_stops_the_run_and_leaves_no_model(fit, monkeypatch):
         "checkpoint-2",
         "checkpoint-3",
         "checkpoint-best",
+        "llamafarm",
         "trainer_log.jsonl",
     ]
     load_for_generation(str(folder / "checkpoint-3"))

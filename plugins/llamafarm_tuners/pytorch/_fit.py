@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -22,6 +21,7 @@ from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST
+from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._model import (
     count_parameters,
     keep_trained_format,
@@ -40,6 +40,7 @@ from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
 from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths
 from llamafarm_tuners.pytorch.global_batch import settle_batches
+from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.identity import identity
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
@@ -92,7 +93,7 @@ def _carry_out(job: Fit) -> TrainingResult:
     work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
-        with compiled(work.trained.model, work.training, plan), _paths(job, work) as paths:
+        with compiled(work.trained.model, work.training, plan), paths_of(job, work) as paths:
             course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity))
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
@@ -106,7 +107,7 @@ def _carry_out(job: Fit) -> TrainingResult:
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
-def _paths(job: Fit, work: Work) -> AbstractContextManager[Paths]:
+def paths_of(job: Fit, work: Work) -> AbstractContextManager[Paths]:
     """The ways in which the model computes while it is trained; a compiled one computes in its own."""
     training, device = work.training, job.accelerator.device
     wanted = Wanted.nothing() if training.torch_compile else Wanted(layers=training.fused)
@@ -147,7 +148,7 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard, tasks)
-    return work, counts
+    return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
@@ -255,14 +256,14 @@ def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
 def _memory_explained(plan: RunPlan) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
+        # what would fit, by estimate, belongs into this hint
         raise HardwareError.of(
             "LF-HARDWARE-010",
-            f"out of memory on {plan.device.name}",
-            hint="set training.batch_size: 1 and raise gradient_accumulation_steps to match (the result is the same); "
-            "then gradient_checkpointing: true, a smaller max_seq_length, method qlora",
+            f"out of memory on {plan.device.name} ({str(error).splitlines()[0][:120] if str(error) else 'no details'})",
+            hint=advice("out-of-memory"),
         ) from error
 
 

@@ -14,9 +14,28 @@ _LARGEST = 65_536
 """Bytes that one process' state may take; python's and numpy's are some 7,000 each, torch's 10,000."""
 
 
+class Generators:
+    """The state of this process' generators at an instant: quick to take, at every step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._python, self._torch = random.getstate(), torch.get_rng_state()
+        self._numpy = _numpy().get_state() if "numpy" in sys.modules else None
+        self._on_device = _module(device).get_rng_state() if device.type != "cpu" else None
+
+    def restore(self) -> None:
+        """Put them back."""
+        random.setstate(self._python)
+        torch.set_rng_state(self._torch)
+        if self._numpy is not None:
+            _numpy().set_state(self._numpy)
+        if self._on_device is not None:
+            _module(self._device).set_rng_state(self._on_device)
+
+
 def random_states(accelerator: Accelerator) -> tuple[str, ...]:
     """The state of the generators of each process, as text, in the order of their ranks. All processes call it."""
-    own = _own(accelerator.device)
+    own = random_state(accelerator.device)
     if accelerator.num_processes == 1:
         return (own,)
     data = own.encode()
@@ -39,7 +58,8 @@ def set_random_state(state: str, device: torch.device) -> None:
         _module(device).set_rng_state(_bytes(kept["device"][1]))
 
 
-def _own(device: torch.device) -> str:
+def random_state(device: torch.device) -> str:
+    """The state of this process' generators as text, for `set_random_state`."""
     kept: dict[str, Any] = {"python": random.getstate(), "torch": _text(torch.get_rng_state())}
     if "numpy" in sys.modules:
         state = _numpy().get_state(legacy=False)

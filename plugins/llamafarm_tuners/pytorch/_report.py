@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -143,6 +144,10 @@ class Report:
 
     def _log(self, step: int, learning_rate: float, grad_norm: float) -> None:
         recent, self._recent = self._recent, Tally()
+        if not recent.labels:  # every step was left out
+            return
+        # a step that was left out has no gradient: fp16 overflowed, or the guard skipped it
+        norm = {"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}
         epoch, loss, remaining = self._sizes.epoch(step), recent.mean_loss, self._remaining(step)
         self._run.emit(
             "log",
@@ -151,16 +156,16 @@ class Report:
             epoch=epoch,
             loss=loss,
             learning_rate=learning_rate,
-            grad_norm=grad_norm,
+            **norm,
             tokens_per_second=round(recent.tokens_per_second, 1),
             peak_memory_bytes=self.peak_memory(),
             elapsed_s=round(self.elapsed, 3),
             remaining_s=round(remaining, 3),
         )
-        values = {"loss": loss, "lr": learning_rate, "grad_norm": grad_norm}
+        values = {"loss": loss, "lr": learning_rate, **norm}
         self.journal.log(step, epoch, self.elapsed, remaining, **values, **self._throughput(recent))
-        self.journal.remember(step=step, epoch=epoch, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm)
-        curves = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, "epoch": epoch}
+        self.journal.remember(step=step, epoch=epoch, loss=loss, learning_rate=learning_rate, **norm)
+        curves = {"loss": loss, "learning_rate": learning_rate, "epoch": epoch, **norm}
         self._plot("train", curves | {"tokens_per_second": recent.tokens_per_second}, step)
 
     def _throughput(self, tally: Tally) -> dict[str, float]:

@@ -78,25 +78,26 @@ class TrainingState:
     random: tuple[str, ...]
 
 
-def snapshot(engine: Engine, step: int, *, copy: bool = True) -> TrainingState:
+def snapshot(engine: Engine, step: int, *, copy: bool = True, host: bool = False) -> TrainingState:
     """Take the state after `step`. All processes call it.
 
     Args:
         engine: What trains.
         step: Optimizer steps done.
         copy: With tensors of its own, to be put back later; without, it is true until the next step only.
+        host: Those are in main memory, wherever the model is.
     """
     scaler = engine.accelerator.scaler
     state = TrainingState(
         step,
-        dict(_weights(engine.model)),
+        dict(trained_weights(engine.model)),
         engine.optimizer.state_dict(),
         engine.scheduler.state_dict(),
         scaler.state_dict() if scaler is not None else None,
         {name: other.state_dict() for name, other in engine.others.items()},
         random_states(engine.accelerator),
     )
-    return _copied(state) if copy else state
+    return _copied(state, "cpu" if host else None) if copy else state
 
 
 def restore(engine: Engine, state: TrainingState) -> None:
@@ -106,7 +107,7 @@ def restore(engine: Engine, state: TrainingState) -> None:
         StrategyError: If the model, the optimizer or the schedule is not the one that it was taken of.
     """
     state = _copied(state)  # an optimizer keeps the tensors it is given, and changes them
-    present = dict(_weights(engine.model))
+    present = dict(trained_weights(engine.model))
     if present.keys() != state.weights.keys():
         odd = sorted(present.keys() ^ state.weights.keys())
         raise _other_model(f"{odd[0]} is trained on one side only ({len(odd)} differ)")
@@ -195,16 +196,17 @@ class _Saved:
         return None
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def trained_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Trainable parameters and buffers, by name."""
     yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     yield from model.named_buffers()
 
 
-def _copied(state: TrainingState) -> TrainingState:
+def _copied(state: TrainingState, device: str | None = None) -> TrainingState:
     return replace(
         state,
-        weights=copied(dict(state.weights)),
-        optimizer=copied(state.optimizer),
+        weights=copied(dict(state.weights), device),
+        optimizer=copied(state.optimizer, device),
         scheduler=copied(state.scheduler),
         scaler=copied(state.scaler),
         others=copied(dict(state.others)),

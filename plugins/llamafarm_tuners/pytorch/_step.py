@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from torch import nn
 from transformers.optimization import get_scheduler
 
 from llamafarm.api import TrainingConfig
-from llamafarm.errors import ModelError
+from llamafarm.errors import HardwareError, ModelError
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, masked
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
 from llamafarm_tuners.pytorch._loss import token_losses
+from llamafarm_tuners.pytorch._memory import Attempt, MicroBatch, find_micro_batch, is_out_of_memory
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
+from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.fast._install import Paths
-from llamafarm_tuners.pytorch.guard import FiniteGuard
+from llamafarm_tuners.pytorch.guard import Figures, Guard
+from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
 from llamafarm_tuners.pytorch.tasks import by_task
 
@@ -44,6 +48,7 @@ class Work:
         difficulty: A number for each row, if a curriculum orders them.
         tasks: The task of each held-out row; may be empty.
         paths: How batches are made and computed.
+        place: Where the example with an index stands: `file:line`.
     """
 
     trained: Trained
@@ -55,12 +60,33 @@ class Work:
     difficulty: Sequence[float] | None = None
     tasks: Sequence[str | None] = ()
     paths: Paths = field(default_factory=Paths)
+    place: Callable[[int], str] = str
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What a step's forward and backward passes gave; the gradient itself is in the parameters.
+
+    Attributes:
+        loss: Sum over the targets of this process, on its device.
+        labels: Targets of all processes.
+        tokens: Real tokens of this process.
+    """
+
+    loss: torch.Tensor
+    labels: float
+    tokens: int
 
 
 class Stepper:
-    """Takes optimizer steps: the model, its optimizer and its schedule."""
+    """Takes optimizer steps: the model, its optimizer and its schedule.
 
-    def __init__(self, work: Work, sizes: Sizes) -> None:
+    Attributes:
+        micro: How many rows go through the model at a time.
+        attempt: What was there before the step that is being taken.
+    """
+
+    def __init__(self, work: Work, sizes: Sizes, emit: Callable[..., object]) -> None:
         self.work = work
         self.model = _placed(work)
         self.optimizer = work.accelerator.prepare_optimizer(
@@ -72,23 +98,57 @@ class Stepper:
             num_warmup_steps=warmup_steps(work.training, sizes.steps),
             num_training_steps=sizes.steps,
         )
-        self.guard = FiniteGuard(scaled=work.accelerator.scaler is not None)
+        training = work.training
+        scaled = work.accelerator.scaler is not None
+        self.guard = Guard(
+            training.guard, scaled=scaled, say=partial(emit, "warning"), ordered=training.curriculum is not None
+        )
+        self.micro = MicroBatch()
+        self.attempt: Attempt | None = None
+        self._emit = emit
 
     def take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
         """Take one step over the rows that this process has in each micro-step.
 
         The gradient is that of the mean over all targets of the step, however they are spread over micro-batches
-        and processes.
+        and processes. When the memory does not suffice, the step is taken again with half as many rows at a time.
 
         Returns:
             Sums over all processes, the gradient's norm before clipping, and the learning rate that was used.
 
         Raises:
-            NumericError: If loss or gradient is not finite; the weights are then still those of the last step.
+            Offence: If loss or gradient is not in order; the weights are then still those of the last step.
         """
-        started = time.perf_counter()
+        while True:
+            self.attempt = Attempt(self.work.accelerator, self.optimizer)
+            try:
+                return self._take(step, micro_steps)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._takes_less(step, micro_steps, error):
+                    raise
+
+    def compute_plainly(self) -> None:
+        """Leave the faster ways of computing."""
+        self.work = replace(self.work, paths=self.work.paths.left())
+
+    def patient(self) -> Patient:
+        """What remedies are applied to."""
+        work = self.work
+        factor = work.training.guard.learning_rate_factor
+        return Patient(
+            work.trained.model, self.optimizer, self.scheduler, work.accelerator, self.compute_plainly, factor
+        )
+
+    def leave_out(self) -> tuple[Tally, float, float]:
+        """Go on in the schedule without a step."""
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return Tally(), math.nan, learning_rate
+
+    def gradient(self, batches: Sequence[Batch]) -> Gradient:
+        """Forward and backward passes of a step."""
         accelerator, paths = self.work.accelerator, self.work.paths
-        batches = [_batch(self.work, rows) for rows in micro_steps]
         labels = sum_over_processes(torch.tensor([float(sum(b.labels for b in batches))]), accelerator).item()
         scale = accelerator.num_processes / max(labels, 1.0)
         loss = torch.zeros((), device=accelerator.device)
@@ -101,17 +161,73 @@ class Stepper:
                     )
                 accelerator.backward(total * scale)
             loss += total.detach()
+        return Gradient(loss, labels, sum(b.tokens for b in batches))
+
+    def batches(self, micro_steps: Sequence[Sequence[int]]) -> list[Batch]:
+        """A step's rows as tensors, in the parts that go through the model one after the other."""
+        return [self.batch([self.work.rows[row] for row in part]) for part in self.micro.parts(micro_steps)]
+
+    def batch(self, rows: Sequence[TokenRow]) -> Batch:
+        """Rows as tensors; without any, a row with nothing to learn."""
+        return _batch(self.work, rows)
+
+    def try_sizes(self, rows: Sequence[int]) -> None:
+        """Find out how many of a step's rows the memory takes at a time, with the longest.
+
+        Raises:
+            HardwareError: If not even one.
+        """
+
+        def compute(chosen: Sequence[int]) -> None:
+            self.gradient([self.batch([self.work.rows[row] for row in chosen])])
+
+        found = find_micro_batch(self.work.trained.model, self.work.accelerator.device, rows, compute)
+        if found is None:
+            longest = len(self.work.rows[rows[0]].input_ids)
+            message = f"not even one row of {longest:,} tokens fits into the memory"
+            raise HardwareError.of("LF-HARDWARE-011", message, hint=advice("out-of-memory"))
+        self.micro.limit = found
+
+    def _take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
+        started, accelerator = time.perf_counter(), self.work.accelerator
+        done = self.gradient(self.batches(micro_steps))
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = accelerator.clip_grad_norm_(parameters, self.work.training.max_grad_norm or math.inf)
-        sums = torch.tensor([loss.item(), labels / accelerator.num_processes, sum(b.tokens for b in batches)])
+        sums = torch.tensor([done.loss.item(), done.labels / accelerator.num_processes, done.tokens])
         loss_sum, labels, tokens = sum_over_processes(sums.double(), accelerator).tolist()
-        self.guard.check(step, loss_sum, float(norm))
         learning_rate = float(self.scheduler.get_last_lr()[0])
+        figures = Figures(loss_sum, labels, float(norm), learning_rate, self.scheduler.base_lrs[0])
+        if not self.guard.check(step, figures):
+            return self.leave_out()
+        assert self.attempt is not None
+        self.attempt.update()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
-        return Tally(loss_sum, labels, tokens, time.perf_counter() - started), float(norm), learning_rate
+        return Tally(loss_sum, labels, tokens, time.perf_counter() - started), figures.grad_norm, learning_rate
+
+    def _takes_less(self, step: int, micro_steps: Sequence[Sequence[int]], error: Exception) -> bool:
+        """Whether the step can be taken again with fewer rows at a time; then everything is as before it."""
+        accelerator, attempt = self.work.accelerator, self.attempt
+        rows = max(len(part) for part in self.micro.parts(micro_steps))
+        # with several processes the others are in the middle of adding up gradients, and cannot be told
+        alone = accelerator.num_processes == 1 and self.work.training.on_out_of_memory == "halve"
+        assert attempt is not None
+        if not alone or rows <= 1 or not attempt.undo(error):
+            return False
+        self.micro.halve(rows)
+        message = f"step {step}: out of memory with {rows} rows at a time: {self.micro.limit} from now on; "
+        self._emit("micro_batch", step=step, rows=self.micro.limit, was=rows)
+        self._emit(
+            "warning",
+            message=message + "the rows of a step, and what they weigh, stay the same",
+            kind="out-of-memory",
+            step=step,
+            rows=self.micro.limit,
+            was=rows,
+        )
+        return True
 
     def evaluate(self) -> dict[str, float]:
         """Measure the held-out rows.
@@ -139,10 +255,10 @@ class Stepper:
         return metrics
 
 
-def _batch(work: Work, chosen: Sequence[int]) -> Batch:
+def _batch(work: Work, chosen: Sequence[TokenRow]) -> Batch:
     multiple = 8 if work.accelerator.device.type == "cuda" else 1
     if chosen:
-        return work.paths.batch([work.rows[row] for row in chosen], _pad(work), multiple)
+        return work.paths.batch(chosen, _pad(work), multiple)
     # The last rows of an epoch may not suffice for all processes; one without any still has to take part in the sum.
     return replace(work.paths.batch([masked(work.rows[0])], _pad(work), multiple), tokens=0)
 

@@ -15,11 +15,14 @@ from llamafarm.errors import DiskError
 from llamafarm.models.checkpoint import read_manifest
 from llamafarm_tuners.pytorch._batches import epoch_order, micro_batches, steps_of
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, newest, restore_weights
+from llamafarm_tuners.pytorch._diagnosis import keep_broken
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
+from llamafarm_tuners.pytorch._recovery import Recovery
 from llamafarm_tuners.pytorch._report import Report
 from llamafarm_tuners.pytorch._state import Engine, Stateful, TrainingState, read_state, restore, snapshot
 from llamafarm_tuners.pytorch._step import Stepper, Work
 from llamafarm_tuners.pytorch.best import BestSoFar
+from llamafarm_tuners.pytorch.guard import Offence
 from llamafarm_tuners.pytorch.identity import differences
 from llamafarm_tuners.pytorch.journal import trainer_state
 from llamafarm_tuners.pytorch.schedule import Sizes, plan_sizes, rhythm
@@ -66,7 +69,8 @@ def train(work: Work, run: RunContext, continuation: Continuation | None = None)
         continuation: What to go on from.
 
     Raises:
-        NumericError: If the loss or the gradient is not finite; nothing is written from that step on.
+        NumericError: If the loss or the gradient is not finite and the run cannot go on from an earlier step; no
+            checkpoint is written from that step on.
         KeyboardInterrupt: After the step in which the user asked to stop, with a checkpoint of it.
     """
     training = work.training
@@ -74,8 +78,14 @@ def train(work: Work, run: RunContext, continuation: Continuation | None = None)
     step = course.start()
     # a run that was stopped just when it was to end early has nothing left to do
     remaining = iter(()) if course.best.exhausted else _steps(work, course.sizes, step)
-    for step, micro_steps in remaining:
-        course.take(step, micro_steps)
+    while (upcoming := next(remaining, None)) is not None:
+        step, micro_steps = upcoming
+        try:
+            course.take(step, micro_steps)
+        except Offence as offence:
+            step = course.back(offence, micro_steps)
+            remaining = _steps(work, course.sizes, step)
+            continue
         if course.keep(step):
             raise KeyboardInterrupt
         if course.best.exhausted:
@@ -101,7 +111,8 @@ class _Training:
         self.work, self.run, self.continuation = work, run, continuation
         self.sizes = sizes = plan_sizes(len(work.rows), training, accelerator.num_processes)
         self.best = BestSoFar(training)
-        self.stepper = Stepper(work, sizes)
+        self.stepper = Stepper(work, sizes, run.emit)
+        self.recovery = Recovery(training.guard, run, self.stepper.patient)
         self.checkpoints = Checkpoints(
             work.folder,
             work.trained,
@@ -115,11 +126,23 @@ class _Training:
         self._state = read_state(found) if found is not None else None
         done = self._state.step if self._state else 0
         self.report = Report(work.folder, sizes, training, run, accelerator, done)
-        others: dict[str, Stateful] = {"best": self.best, "report": self.report, "guard": self.stepper.guard}
+        others: dict[str, Stateful] = {
+            "best": self.best,
+            "report": self.report,
+            "guard": self.stepper.guard,
+            "recovery": self.recovery,
+            "micro_batch": self.stepper.micro,
+        }
         self.engine = Engine(work.trained.model, self.stepper.optimizer, self.stepper.scheduler, accelerator, others)
 
     def start(self) -> int:
         """Put back what the run goes on from, if it does; the steps that are done."""
+        step = self._started()
+        self._find_micro_batch(step)
+        self.recovery.keep(self.engine, step, first=True)
+        return step
+
+    def _started(self) -> int:
         state, self._state = self._state, None
         if self.continuation.point is None:
             return 0
@@ -128,6 +151,7 @@ class _Training:
             self.run.emit("notice", message="there is no checkpoint yet: training starts from the beginning")
             return 0
         reasons = self._reasons(self.work.folder / f"checkpoint-{state.step}")
+        self.recovery.resume(state)
         restore(self.engine, state)
         if self.report.active:
             self.checkpoints.require_best(self.best.step, self._warn)
@@ -141,11 +165,49 @@ class _Training:
         return state.step
 
     def take(self, step: int, micro_steps: list[list[int]]) -> None:
-        """Take a step; evaluate if it is time."""
-        done, grad_norm, learning_rate = self.stepper.take(step, micro_steps)
+        """Take a step; evaluate if it is time.
+
+        Raises:
+            Offence: If it must not count.
+        """
+        stepper, left_out = self.stepper, step in self.recovery.skipped
+        done, grad_norm, learning_rate = stepper.leave_out() if left_out else stepper.take(step, micro_steps)
         self.report.step(step, done, learning_rate, grad_norm)
-        if not (self._evaluating.due(step) or (self._evaluating.every and step == self.sizes.steps)):
+        if self._evaluating.due(step) or (self._evaluating.every and step == self.sizes.steps):
+            self._evaluate(step)
+        stepper.guard.read(step, self.report.journal.history, last=step == self.sizes.steps)
+
+    def back(self, offence: Offence, micro_steps: list[list[int]]) -> int:
+        """Keep what broke, and go back to an earlier step, whose number it returns.
+
+        Raises:
+            NumericError: If the run is to end, or nothing is left to try.
+        """
+        self._keep_broken(offence, micro_steps)
+        if offence.action == "stop":
+            raise offence.error() from None
+        step = self.recovery.back(self.engine, offence)
+        if step is None:
+            tried = ", ".join(self.recovery.remedies) or "nothing"
+            raise offence.error(f"; going back did not help (tried: {tried})") from None
+        if self.report.active:
+            self.checkpoints.require_best(self.best.step, self._warn)
+        return step
+
+    def _keep_broken(self, offence: Offence, micro_steps: list[list[int]]) -> None:
+        """Write down the step that broke, where it can be taken again; a disk that is full costs only that."""
+        if not self.work.training.guard.save_broken_step:
             return
+        folder = self.work.folder / "llamafarm" / f"broken-step-{offence.step}"
+        try:
+            bad = keep_broken(self.stepper, offence, micro_steps, folder, self.recovery.remedies)
+        except DiskError as error:
+            self.report.survived(f"step {offence.step}: its record is lost", str(error.problems[0].message))
+            return
+        where = f"; the first value that is not finite: {bad}" if bad else ""
+        self.run.emit("notice", message=f"step {offence.step} is kept in {folder.name}{where}")
+
+    def _evaluate(self, step: int) -> None:
         metrics = self.stepper.evaluate()
         improved = self.best.update(step, metrics)
         self.report.evaluated(step, metrics)
@@ -157,10 +219,28 @@ class _Training:
         asked = torch.tensor([float(self.run.stop_requested), float(self.run.take_checkpoint_request())])
         stop, now = (bool(value) for value in sum_over_processes(asked.double(), self.work.accelerator).tolist())
         if self._saving.due(step) or stop or now:
+            self.recovery.keep(self.engine, step, checkpoint=True)
             state = snapshot(self.engine, step, copy=False)
             self._written(step, lambda: self._saved(step, state), best=step == self.best.step)
             self.work.accelerator.wait_for_everyone()
+        else:
+            self.recovery.keep(self.engine, step)
         return stop
+
+    def _find_micro_batch(self, step: int) -> None:
+        """Find out how many rows the memory takes at a time, if that is wanted and not known from a checkpoint."""
+        training, micro, processes = self.work.training, self.stepper.micro, self.work.accelerator.num_processes
+        if not training.auto_find_batch_size or micro.limit is not None:
+            return
+        rows = min(len(self.work.rows), training.batch_size * self.sizes.accumulation)
+        longest = sorted(range(len(self.work.rows)), key=lambda row: -len(self.work.rows[row].input_ids))[:rows]
+        self.stepper.try_sizes(longest)
+        found = torch.zeros(processes, dtype=torch.float64)
+        found[self.work.accelerator.process_index] = float(micro.limit or 0)
+        micro.limit = int(min(sum_over_processes(found, self.work.accelerator).tolist()))
+        message = f"{micro.limit} of the {rows} rows of a step go through the model at a time, tried with the longest"
+        self.run.emit("micro_batch", step=step, rows=micro.limit)
+        self.run.emit("notice", message=message)
 
     def _saved(self, step: int, state: TrainingState) -> Path:
         return self.checkpoints.save(step, self.best.step, state)

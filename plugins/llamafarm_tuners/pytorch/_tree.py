@@ -57,8 +57,19 @@ def _marked(mark: str, inner: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return {unpack(key, {}): unpack(item, tensors) for key, item in inner}
 
 
-def copied(value: Any) -> Any:
-    """The same nested value with tensors of its own."""
+def copied(value: Any, device: str | None = None) -> Any:
+    """The same nested value with tensors of its own, on a device if one is given."""
     tensors: dict[str, torch.Tensor] = {}
     described = pack(value, tensors, "")
-    return unpack(described, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+    return unpack(described, {name: _copy(tensor, device) for name, tensor in tensors.items()})
+
+
+def size(value: Any) -> int:
+    """Bytes of all tensors in a nested value."""
+    tensors: dict[str, torch.Tensor] = {}
+    pack(value, tensors, "")
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _copy(tensor: torch.Tensor, device: str | None) -> torch.Tensor:
+    return tensor.detach().clone() if device is None else tensor.detach().to(device, copy=True)

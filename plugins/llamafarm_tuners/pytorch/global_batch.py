@@ -56,6 +56,8 @@ def settle_batches(training: TrainingConfig, given: Mapping[str, str], devices: 
 def _settle(training: TrainingConfig, given: Mapping[str, str], devices: int) -> tuple[int, int] | Problem:
     """Batch size and accumulation, or what is wrong. A number that nobody wrote gives way."""
     total = training.global_batch_size or 0
+    if training.auto_find_batch_size:
+        given = {path: place for path, place in given.items() if path != _MICRO}
     micro, accumulation = training.batch_size, training.gradient_accumulation_steps
     if total % devices:
         return _problem(

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llamafarm.api import Example, PreparedData, RunContext
+from llamafarm.api import Example, FineTunerConfig, PreparedData, RunContext
 from llamafarm.data.cache import cache_file, read, write
 from llamafarm.data.explicit import explicit_mask
 from llamafarm.data.ledger import check_losses, row_ledger
 from llamafarm.data.tokens import Tokenized, tokenize
-from llamafarm_tuners.pytorch.config import PytorchConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Sides:
 
 
 def tokenized_sides(
-    config: PytorchConfig, data: PreparedData, tokenizer: Any, run: RunContext, first_token: int | None = None
+    config: FineTunerConfig, data: PreparedData, tokenizer: Any, run: RunContext, first_token: int | None = None
 ) -> Sides:
     """Tokenize both sides, and say and record what became of each row.
 
@@ -57,7 +56,7 @@ def tokenized_sides(
 
 
 def _tokenized(
-    config: PytorchConfig,
+    config: FineTunerConfig,
     examples: Sequence[Example],
     tokenizer: Any,
     what: str,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from llamafarm.api import Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.api import Costs, Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult, Workload
 from llamafarm.errors import Problem
 from llamafarm_tuners.pytorch.checks import check
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -28,6 +29,16 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         """Refuse or explain every setting that would have no effect, or cannot work here."""
         return check(self.config, plan)
 
+    def estimate(self, plan: RunPlan, workload: Workload) -> Costs:
+        """Work out memory, operations and disk from the model's sizes.
+
+        Raises:
+            ModelError: If the architecture is not known.
+        """
+        from llamafarm_tuners.pytorch.estimate import estimate
+
+        return estimate(self.config, plan, workload)
+
     def fit(self, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
         """Train.
 
@@ -37,6 +48,16 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         from llamafarm_tuners.pytorch._fit import fit
 
         return fit(self.config, plan, data, run)
+
+    def replay_step(self, plan: RunPlan, data: PreparedData, run: RunContext, folder: Path) -> str | None:
+        """Compute a step that broke again.
+
+        Raises:
+            RunDirectoryError: If the record is not of this model.
+        """
+        from llamafarm_tuners.pytorch._replay import replay_step
+
+        return replay_step(self.config, plan, data, run, folder)
 
     def selfcheck(self, plan: RunPlan, data: PreparedData, run: RunContext) -> Mapping[str, Any]:
         """Compare what training computes with what transformers and torch compute, on the first rows.

@@ -11,13 +11,17 @@ from llamafarm import api
 
 FROZEN = {
     "AdapterSpec": ["kind", "options", "quantization", "changes_base"],
+    "Backend": ["name", "summary", "requirements", "probe", "stubs", "disk_bytes", "parity"],
+    "Comparison": ["subject", "ours", "theirs", "same", "note"],
     "Decision": ["subject", "value", "reason"],
     "DeviceSpec": ["type", "name", "count", "memory_bytes", "details"],
     "Event": ["type", "fields"],
     "Example": ["ref", "messages", "text"],
+    "Installed": ["python", "owned", "versions", "facts"],
     "Message": ["role", "content", "train"],
     "PreparedData": ["train", "eval", "counts", "digest"],
     "Probe": ["device", "reason"],
+    "ResumePoint": ["checkpoint", "allow_changes", "changes"],
     "Row": ["index", "digest", "fields"],
     "RowRef": ["file", "line"],
     "RunPlan": ["name", "methods", "device", "output_dir", "decisions", "given"],

@@ -101,10 +101,10 @@ CASES = [
         {"bad.yaml": STRATEGY + "plugins: ['!!']\n"},
     ),
     Case(
-        "LF-PLUGIN-006",
+        "LF-PLUGIN-070",
         5,
         "train -s bad.yaml",
-        ("type: pytorch",),
+        ("type: pytorch", "llamafarm backends setup llamafactory"),
         {"bad.yaml": "fine_tuner: {type: llamafactory, config: {base_model: 'builtin:tiny', dataset: data.jsonl}}\n"},
     ),
     Case("LF-RUN-001", 9, f"{TRAIN} -o data.jsonl", ("data.jsonl", "use --output")),

@@ -68,10 +68,9 @@ def test_qlora_is_merged_into_the_base_as_training_saw_it(quantization, base_of,
     run = trained("llama", {"type": "qlora", "r": 4, "dropout": 0.0, "quantization": quantization})
     report = export(ExportRequest(str(run), "merged", tmp_path / "out"), registry)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    from llamafarm.models._load import load_for_generation
-    from llamafarm.models.record import read_quantization
+    from llamafarm.core.trained import load_trained
 
-    adapted, tokenizer = load_for_generation(str(run), rounded=read_quantization(run))
+    adapted, tokenizer = load_trained(str(run), registry, device="cpu", dtype=torch.float32, unpacked=True)
     ids = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert (logits(merged, ids) - logits(adapted, ids)).abs().max() < 1e-5
     # on the base as it is published the same adapter answers otherwise: the merge took the right one

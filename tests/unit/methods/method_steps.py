@@ -10,7 +10,7 @@ import torch
 
 from llamafarm.api import BaseModelConfig, Method
 from llamafarm.core.registry import load_registry
-from llamafarm.core.trained import restored
+from llamafarm.core.trained import load_trained
 from llamafarm.models._load import load_for_generation, load_model
 from llamafarm.testing.run_context import RecordingRun
 from llamafarm_tuners.pytorch._store import Trained, write_model
@@ -63,5 +63,4 @@ def saved_and_loaded(model: Any, method: Method[Any], base: Path, folder: Path) 
     _, tokenizer = load_for_generation(str(base))
     write_model(Trained(model, tokenizer, str(base), "base", methods=(method,)), folder)
     torch.manual_seed(12345)
-    loaded, _ = load_for_generation(str(folder))
-    return restored(loaded, str(folder), load_registry())
+    return load_trained(str(folder), load_registry(), device="cpu", dtype=torch.float32)[0]

@@ -272,6 +272,24 @@ def test_a_resized_embedding_and_a_copy_are_scaled(build, tmp_path):
     assert scaler_of(twin) is not scaler_of(model)
 
 
+@pytest.mark.parametrize("how", ["replaced", "wrapped"])
+def test_an_embedding_that_comes_later_is_followed(build, tmp_path, how):
+    model = scaled(build("llama"), 0.5, tmp_path=tmp_path)
+    expected = alone(model, ROWS[2])
+    old = model.get_input_embeddings()
+    if how == "replaced":
+        new = torch.nn.Embedding(*old.weight.shape)
+        new.weight = old.weight
+        model.set_input_embeddings(new)
+    else:
+        options = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+        model = peft.get_peft_model(model, options).eval()
+    hits = scaler_of(model).hits
+    assert torch.equal(alone(model, ROWS[2]), expected)
+    assert scaler_of(model).hits > hits
+    assert not old._forward_hooks
+
+
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_baked_model_behaves_as_the_hooked_one(build, tmp_path, architecture, merged):

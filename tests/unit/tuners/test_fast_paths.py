@@ -339,6 +339,29 @@ def test_fused_layers_with_gradient_checkpointing(tiny_model_dir):
     model = with_lora(model, lora_dropout=0.3)
     model.enable_input_require_grads()
     same_with_dropout(model.train())
+    recomputed = kept(model)
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = False
+    assert recomputed < kept(model) / 2
+
+
+def kept(model):
+    """Bytes that the backward pass of one row needs beside the model's own tensors."""
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    sizes = {}
+
+    def note(tensor):
+        if tensor.data_ptr() not in own:
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with (
+        fast_paths(model, ROWS, CPU, RecordingRun(None), Wanted()) as paths,
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
+        token_losses(model, paths.batch(ROWS, 0), selective=paths.selective, head=paths.head)
+    return sum(sizes.values())
 
 
 def same_with_dropout(model, relative=1e-5):

@@ -38,6 +38,10 @@ class Wanted:
         return cls(documents=False, head=False, products=False, layers=False)
 
 
+def _nothing() -> None:
+    """Nothing to undo."""
+
+
 @dataclass(frozen=True, slots=True)
 class Paths:
     """How a model's batches are made and computed.
@@ -47,12 +51,19 @@ class Paths:
         mask: What the model is given in place of a mask then.
         selective: The model computes logits at chosen positions alone.
         head: The head whose product with the loss is computed in chunks.
+        undo: Brings the model back before the end of the run.
     """
 
     documents: bool = False
     mask: torch.Tensor | None = None
     selective: bool = False
     head: nn.Module | None = None
+    undo: Callable[[], None] = _nothing
+
+    def left(self) -> Paths:
+        """How the model computes by itself, from now on."""
+        self.undo()
+        return Paths(selective=self.selective)
 
     def batch(self, rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:
         """Rows as tensors."""
@@ -106,7 +117,7 @@ def fast_paths(
             **({"not_fused": why_not} if why_not and wanted.layers else {}),
             onednn_products=products,
         )
-        yield Paths(apart, mask, can_select_logits(model), head)
+        yield Paths(apart, mask, can_select_logits(model), head, stack.close)
 
 
 def _head(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> nn.Module | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from llamafarm_tuners.pytorch.fast._lora import Group, Member
 
@@ -235,8 +236,12 @@ class FastLayer:
         if bounds is None or cached is not None or args or hidden_states.dtype != self.qkv.weight.dtype:
             return self.plain(hidden_states, *args, **named)
         cos, sin = (angles[0, :, : angles.shape[-1] // 2].float() for angles in named["position_embeddings"])
+        arguments = (hidden_states[0], cos, sin, bounds.diff().tolist())
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self._forward(hidden_states[0], cos, sin, bounds.diff().tolist())[None]
+            if getattr(self.layer, "gradient_checkpointing", False) and self.layer.training and torch.is_grad_enabled():
+                # transformers wraps the forward of its classes, which an instance's own does not go through
+                return checkpoint(self._forward, *arguments, use_reentrant=False)[None]
+            return self._forward(*arguments)[None]
 
     def _forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         qkv = _NormedGroup.apply(x, self.input, self.qkv, *self.qkv.parameters())

@@ -1,0 +1,71 @@
+"""Take the step that broke again, from its record."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llamafarm.api import PreparedData, RunContext, RunPlan
+from llamafarm.errors import RunDirectoryError
+from llamafarm.models._load import quiet
+from llamafarm_tuners.pytorch._broken import put_weights, read_broken
+from llamafarm_tuners.pytorch._diagnosis import look_into
+from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, paths_of, prepare
+from llamafarm_tuners.pytorch._random import set_random_state
+from llamafarm_tuners.pytorch._remedies import apply_again
+from llamafarm_tuners.pytorch._stability import process_switches
+from llamafarm_tuners.pytorch._step import Stepper, Work
+from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.global_batch import settle_batches
+from llamafarm_tuners.pytorch.precision import autocast
+from llamafarm_tuners.pytorch.schedule import plan_sizes
+
+
+def replay_step(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext, folder: Path) -> str | None:
+    """Compute loss and gradient of a recorded step with the weights, rows and generators that it had.
+
+    Args:
+        config: The run's.
+        plan: The run's.
+        data: The run's; its rows are not used, those of the record are.
+        run: Is told what is loaded.
+        folder: The record.
+
+    Returns:
+        The first value that is not finite, in words; None if all are.
+
+    Raises:
+        RunDirectoryError: If the record is not of this model.
+    """
+    quiet()
+    accelerator = accelerator_for(plan, autocast(config.training, plan))
+    training = settle_batches(config.training, plan.given, accelerator.num_processes)
+    unmeasured = config.evaluation.model_copy(update={"exact_match": False})
+    config = config.model_copy(update={"training": training, "evaluation": unmeasured})
+    with process_switches(config.training, plan):
+        job = Fit(config, plan, data, run, accelerator)
+        work, _ = prepare(job)
+        try:
+            with paths_of(job, work) as paths:
+                return _first_bad(replace(work, paths=paths), folder)
+        finally:
+            for method in plan.methods:
+                method.finish(work.trained.model, run)
+
+
+def _first_bad(work: Work, folder: Path) -> str | None:
+    facts, parts, weights = read_broken(folder)
+    stepper = Stepper(work, plan_sizes(len(work.rows), work.training), _unheard)
+    apply_again(facts["remedies"], stepper.patient())
+    if odd := put_weights(work.trained.model, weights):
+        message = f"the record is of another model: {odd[0]} is on one side only ({len(odd)} differ)"
+        raise RunDirectoryError.of("LF-RUN-052", message, where=str(folder), hint="replay it with the run's own files")
+    set_random_state(json.dumps(facts["random"]), work.accelerator.device)
+    bad = look_into(stepper, [stepper.batch(rows) for rows in parts])
+    return str(bad) if bad else None
+
+
+def _unheard(*_: Any, **__: Any) -> None:
+    """What a stepper warns of is known."""

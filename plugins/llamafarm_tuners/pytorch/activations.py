@@ -1,0 +1,100 @@
+"""What the backward pass needs of the forward pass, in bytes for each token and transformer layer. Imports no torch.
+
+The figures are read off the code that computes: `fast/_layers.py` and `fast/_lora.py` where decoder layers are fused,
+else the modules of transformers and PEFT, whose saved tensors were counted with
+`torch.autograd.graph.saved_tensors_hooks`. With h the hidden size, q and k the sizes of all query and all key heads, i
+that of the feed-forward block, H the number of heads, b the bytes of a value:
+
+- norms: the input, h b, twice; where norms are trained the normed input too, h b, twice
+- attention: queries, keys, values and the result, (2 q + 2 k) b; the sums of the scores, 4 H
+- feed-forward: gate, activated gate and up, 3 i b; without a gate what goes into the activation, i b
+- linear layers whose weight is trained: their inputs; those with an adapter: their inputs after dropout
+- fused layers: gate and up alone, 2 i b; nothing of adapters but their low-rank values and a byte for each entry of
+  what dropout goes over
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llamafarm.estimate.adapters import Trained
+from llamafarm.estimate.architecture import Architecture
+
+Path = Literal["fused", "generic"]
+
+_LEFT = 1.7
+"""Of these two, what stays behind as gaps on a CPU: measured between 1.3 and 2.0."""
+_GATED = frozenset({"gate_proj", "gate_up_proj"})
+FUSED_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3"})
+"""Architectures of which `fast/_layers.py` knows the decoder layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes for each token of one transformer layer.
+
+    Attributes:
+        saved: Kept until the backward pass.
+        passing: Made and given back within the layer's forward pass.
+        back: Made and given back within its backward pass.
+        entry: What goes into the layer: all that is kept of it with gradient checkpointing.
+    """
+
+    saved: float
+    passing: float
+    back: float
+    entry: float
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """Bytes of a value.
+
+    Attributes:
+        stream: Of the residual stream.
+        product: Of what linear layers give out.
+        norm: Of what normalizations keep.
+        mask: Of what dropout keeps for each entry besides its result: a noise on CPUs, a byte on GPUs.
+    """
+
+    stream: float
+    product: float
+    norm: float
+    mask: float
+
+
+def fused(architecture: Architecture, found: Trained, formats: Formats, ranks: float) -> Kept:
+    """Of a decoder layer that `fast/_layers.py` computes; its attention is in float32."""
+    h, i, b = architecture.hidden, architecture.intermediate, formats.stream
+    q, k = _heads(architecture)
+    dropped = sum(linear.inputs for linear, _ in found.adapted) if found.dropout else 0
+    attention = 4.0 * (q + 2 * k) + q * b + 4.0 * architecture.heads
+    normed_heads = (q + 2 * k) * b if architecture.model_type == "qwen3" else 0.0
+    saved = 2 * h * b + attention + normed_heads + 2 * i * b + dropped + ranks * b
+    # _GatedGroup.backward: product, its gradient, share, active, dropped input, and the gradients of gate and up
+    return Kept(saved, (h + q + 2 * k) * b, 7 * i * b + 2 * h * b, h * b)
+
+
+def generic(architecture: Architecture, found: Trained, formats: Formats, ranks: float) -> Kept:
+    """Of a layer as transformers and PEFT compute it."""
+    h, i, b = architecture.hidden, architecture.intermediate, formats.product
+    q, k = _heads(architecture)
+    gated = any(linear.name in _GATED for linear in architecture.linears)
+    saved = 2.0 * h * formats.norm * (2 if found.norms else 1)
+    saved += (2 * q + 2 * k) * b + 4.0 * architecture.heads + (3 if gated else 1) * i * b
+    inputs = h * b + q * b + h * b + i * b  # of query, key and value together; of output; of gate and up; of down
+    if found.share:
+        saved += inputs * found.share
+    if found.adapted:
+        adapted = sum(linear.inputs for linear, _ in found.adapted)
+        shared = formats.product == formats.stream  # else each adapter has a copy of its own in its format
+        whole = adapted * b if found.dropout or not shared else min(inputs, adapted * b)
+        saved += whole + (adapted * formats.mask if found.dropout else 0.0) + ranks * b
+    # an adapted layer's own product, the adapter's and the scaled one: two of them are gone when the sum is there
+    passing = _LEFT * b * sum(linear.outputs for linear, _ in found.adapted) if found.adapted else 2.0 * h * b
+    return Kept(saved, passing, 7 * i * b + 2 * h * b, h * formats.stream)
+
+
+def _heads(architecture: Architecture) -> tuple[int, int]:
+    return architecture.heads * architecture.head_dim, architecture.kv_heads * architecture.head_dim
