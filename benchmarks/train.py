@@ -1,13 +1,17 @@
-"""Compares LoRA training step by step: plain, with each faster way, and transformers.Trainer, in one run.
+"""Compares LoRA training in one run: ours step by step, transformers.Trainer, TRL and LLaMA-Factory.
 
-Every way trains the same model (random weights) on the same rows in the same order, in a process of its own, in turn
-(A B A B …), so that what else the machine does hits all alike. Printed are medians of the CPU seconds of the optimizer
-steps, real tokens (padding not counted) a CPU second, the ratio to Trainer (median over the rounds), peak memory, CPU
+Every way trains the same model (random weights) on the same rows with the same hyper-parameters, in a process of its
+own, in turn (A B A B …), so that what else the machine does hits all alike. Printed are medians: CPU seconds of the
+optimizer steps, real tokens (padding not counted) a CPU second, the share of the matrix products that the processor
+can do (measured in the same run), how many times faster than the first way (median over the rounds), peak memory, CPU
 seconds of the whole process, and the losses of the first and the last step, which show that all compute the same.
 
-    python benchmarks/train.py                     small model, 64 rows, two rounds
+    python benchmarks/train.py                     ours and Trainer: small model, 64 rows, two rounds
     python benchmarks/train.py --model m --rows 32
+    python benchmarks/train.py --peers FOLDER      and TRL, in an environment that is made in FOLDER
+    python benchmarks/train.py --llamafactory FOLDER/bin/python
     python benchmarks/train.py --ways trainer fused_bf16 --rounds 3
+    python benchmarks/train.py --ablation          each of our ways alone, and together
 """
 
 from __future__ import annotations
@@ -16,219 +20,160 @@ import argparse
 import json
 import os
 import platform
-import random
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-SIZES = {  # hidden, intermediate, layers, heads
-    "s": (384, 1024, 8, 6),
-    "m": (768, 2048, 12, 12),
-}
-WAYS = {  # wanted ways and the base's precision; None: transformers.Trainer
-    "trainer": None,
-    "trainer_bf16": None,
-    "plain": ((), "float32"),
-    "documents": (("documents",), "float32"),
-    "head": (("head",), "float32"),
-    "products": (("products",), "float32"),
-    "generic": (("documents", "head", "products"), "float32"),
-    "fused": (("documents", "head", "products", "layers"), "float32"),
-    "generic_bf16": (("documents", "head", "products"), "bfloat16"),
-    "fused_bf16": (("documents", "head", "products", "layers"), "bfloat16"),
-}
-VOCABULARY, BATCH, ACCUMULATION = 32_000, 4, 4
+SCRIPTS = Path(__file__).resolve().parent / "training"
+sys.path.insert(0, str(SCRIPTS))
+
+from inputs import SIZES, Row, needed_flops, write_inputs  # noqa: E402  # a script's neighbour
+
+OURS = ("generic", "fused", "generic_bf16", "fused_bf16")
+ABLATION = ("plain", "products", "head", "documents", "documents+head", *OURS)
+TRAINER = ("trainer", "trainer_grouped", "trainer_bf16")
+TRL = ("trl", "trl_fp32", "trl_packed_fp32", "trl_packed_bf16")
+LLAMAFACTORY = ("llamafactory", "llamafactory_packed_fp32", "llamafactory_packed_bf16")
+HALF = ("trl", "llamafactory_packed_bf16")
+TRL_VERSION = "1.16.*"
 
 
-def make_rows(count: int) -> list[Any]:
-    """Rows of random tokens: lengths log-normal (median 120, 16 to 1,010), the last 55 percent or so are learned."""
-    from llamafarm.data.fit import TokenizedRow
+@dataclass(frozen=True)
+class Bench:
+    """One comparison.
 
-    generator, rows = random.Random(0), []
-    for _ in range(count):
-        length = min(max(round(generator.lognormvariate(4.79, 0.8)), 16), 1010)
-        ids = [generator.randrange(4, VOCABULARY) for _ in range(length)]
-        prompt = max(2, round(length * min(max(generator.betavariate(2.2, 2.6), 0.1), 0.9)))
-        rows.append(TokenizedRow(ids, [-100] * prompt + ids[prompt:]))
-    return rows
+    Attributes:
+        folder: The model and the rows.
+        threads: For products.
+        interpreters: A program's name → its Python.
+    """
 
+    folder: Path
+    threads: int
+    interpreters: Mapping[str, str]
 
-def make_model(size: str, dtype: str) -> Any:
-    """A Llama with random weights and LoRA on all its linear layers."""
-    import peft
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    def measure(self, way: str) -> dict[str, Any]:
+        """Train one way in a process of its own; nothing but a reason if it fails."""
+        family = way.split("_", maxsplit=1)[0]
+        script = "peers.py" if family in ("trainer", "trl", "llamafactory") else "ours.py"
+        command = [self.interpreters.get(family, sys.executable), str(SCRIPTS / script), way, str(self.folder)]
+        found = self._last_line(command)
+        told = str(found.get("failed", "")) or "{train:.2f} s of {whole:.1f}, {memory:,.0f} MiB".format(**found)
+        print(f"{way}: {told}", file=sys.stderr, flush=True)
+        return found
 
-    hidden, intermediate, layers, heads = SIZES[size]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    options = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    torch.manual_seed(1)
-    return peft.get_peft_model(model, peft.LoraConfig(**options))
+    def limit(self) -> dict[str, Any]:
+        """GFLOP a CPU second."""
+        return self._last_line([sys.executable, str(SCRIPTS / "limit.py")])
 
-
-def ours(way: str, size: str, rows: Sequence[Any], folder: Path) -> tuple[list[float], list[float]]:
-    """CPU seconds and loss of each step of the `pytorch` fine-tuner's own loop."""
-    from accelerate import Accelerator
-
-    from llamafarm.api import TrainingConfig
-    from llamafarm.testing.run_context import RecordingRun
-    from llamafarm_tuners.pytorch._step import Stepper, Work
-    from llamafarm_tuners.pytorch._store import Trained
-    from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
-    from llamafarm_tuners.pytorch.schedule import plan_sizes
-
-    class Tokenizer:
-        pad_token_id = 0
-
-    chosen, dtype = WAYS[way] or ((), "")
-    model, accelerator, tokenizer = make_model(size, dtype), Accelerator(cpu=True), Tokenizer()
-    wanted = Wanted(**{name: name in chosen for name in Wanted.__slots__})
-    training = TrainingConfig(
-        batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATION,
-        num_epochs=1,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-    )
-    with fast_paths(model, rows, accelerator.device, RecordingRun(folder), wanted) as paths:
-        trained: Any = Trained(model, tokenizer, "", "")  # type: ignore[arg-type]
-        work = Work(trained, rows, [], training, accelerator, folder, paths=paths)
-        stepper = Stepper(work, plan_sizes(len(rows), training, 1), RecordingRun(folder).emit)
-        seconds, losses, order = [], [], range(len(rows))
-        for step, start in enumerate(range(0, len(rows), BATCH * ACCUMULATION)):
-            mine = order[start : start + BATCH * ACCUMULATION]
-            began = time.process_time()
-            tally, _, _ = stepper.take(step, [mine[at : at + BATCH] for at in range(0, len(mine), BATCH)])
-            seconds.append(time.process_time() - began)
-            losses.append(tally.mean_loss)
-    return seconds, losses
+    def _last_line(self, command: Sequence[str]) -> dict[str, Any]:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
+        environment |= {"PYTHONPATH": str(SCRIPTS), "DISABLE_VERSION_CHECK": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"failed": " ".join(done.stderr.split())[-300:]}
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
 
 
-def trainers(way: str, size: str, rows: Sequence[Any], folder: Path) -> tuple[list[float], list[float]]:
-    """CPU seconds and loss of each step of transformers.Trainer with its defaults."""
-    import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    def collate(items: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        width = -(-max(len(item["input_ids"]) for item in items) // 8) * 8
-        fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-        return {
-            name: torch.tensor([item[name] + [value] * (width - len(item[name])) for item in items])
-            for name, value in fill.items()
-        }
-
-    class Steps(TrainerCallback):  # type: ignore[misc]  # transformers does not type it
-        seconds: list[float] = []  # noqa: RUF012  # there is one
-        losses: list[float] = []  # noqa: RUF012
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.process_time()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.seconds.append(time.process_time() - self.began)
-
-        def on_log(self, *_: Any, logs: Any = None, **__: Any) -> None:
-            self.losses += [float(logs["loss"])] if "loss" in logs else []
-
-    data = [{"input_ids": r.input_ids, "attention_mask": [1] * len(r.input_ids), "labels": r.labels} for r in rows]
-    arguments = TrainingArguments(
-        str(folder),
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATION,
-        num_train_epochs=1,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        bf16=way == "trainer_bf16",
-        use_cpu=True,
-        disable_tqdm=True,
-        train_sampling_strategy="sequential",
-    )
-    steps = Steps()
-    model: Any = make_model(size, "float32")
-    Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[steps]).train()
-    return steps.seconds, steps.losses
+def trl_python(folder: Path) -> str:
+    """The Python of an environment with TRL, which is made if need be; all else in it is this environment's."""
+    python = folder / "trl" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "trl")], check=True)
+        site = next((folder / "trl" / "lib").glob("python*/site-packages"))
+        (site / "beside.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
+        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", f"trl=={TRL_VERSION}"]
+        subprocess.run(install, check=True)
+    return str(python)
 
 
-def work(options: argparse.Namespace) -> None:
-    """Train in this process, and print what was measured as the last line."""
-    from llamafarm.models._load import quiet
-    from llamafarm_tuners.pytorch.meters import peak_resident_bytes
-
-    quiet()
-    rows = make_rows(options.rows)
-    train: Callable[..., tuple[list[float], list[float]]] = trainers if WAYS[options.work] is None else ours
-    with tempfile.TemporaryDirectory() as folder:
-        seconds, losses = train(options.work, options.model, rows, Path(folder))
-    tokens = sum(len(row.input_ids) for row in rows)
-    found = {"train": sum(seconds), "tokens": tokens, "memory": peak_resident_bytes() / 2**20, "losses": losses}
-    print(json.dumps(found | {"whole": time.process_time()}))
-
-
-def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train one way in a process of its own."""
-    command = [sys.executable, __file__, "--work", way, "--model", options.model, "--rows", str(options.rows)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{way}: {found['train']:.2f} s, {found['memory']:,.0f} MiB", file=sys.stderr, flush=True)
-    return found
-
-
-def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+def report(
+    found: Mapping[str, list[dict[str, Any]]],
+    limits: Sequence[Mapping[str, float]],
+    rows: list[Row],
+    options: argparse.Namespace,
+) -> None:
     """Print the table."""
-    tokens = next(iter(found.values()))[0]["tokens"]
-    print(f"model {options.model}, {options.rows} rows, {tokens:,} tokens, {options.threads} thread(s), medians of")
-    print(
-        f"{options.rounds} rounds; {platform.processor() or platform.machine()}, Python {platform.python_version()}\n"
-    )
-    print("| way | train CPU s | tokens/CPU s | times Trainer | peak MiB | whole CPU s | first loss | last loss |")
-    print("|---|---|---|---|---|---|---|---|")
+    tokens, needed = sum(len(row.ids) for row in rows), needed_flops(rows, SIZES[options.model]) / 1e9
+    best = {name: max(limit[name] for limit in limits) for name in limits[0]}
+    print(f"model {options.model}, {len(rows)} rows, {tokens:,} tokens, {needed / 1e3:.3f} TFLOP needed,")
+    print(f"{options.threads} thread(s), medians of {options.rounds} round(s), {_processor()}")
+    print("limit, GFLOP a CPU second: " + ", ".join(f"{name} {value:.0f}" for name, value in best.items()) + "\n")
+    first = next(iter(found))
+    heads = ("way", "train CPU s", "tokens/CPU s", "of the limit", f"times {first}")
+    heads += ("peak MiB", "of its memory", "whole CPU s", "losses")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for way, runs in found.items():
-        train, memory, whole = (median(run[name] for run in runs) for name in ("train", "memory", "whole"))
-        ratios = [one["train"] / two["train"] for one, two in zip(found.get("trainer", []), runs, strict=False)]
-        ratio = f"{median(ratios):.2f}" if ratios else ""
-        losses = runs[-1]["losses"]
-        cells = (f"{train:.2f}", f"{tokens / train:,.0f}", ratio, f"{memory:,.0f}", f"{whole:.1f}")
-        print(f"| {way} | {' | '.join(cells)} | {losses[0]:.4f} | {losses[-1]:.4f} |", flush=True)
+        pairs = [(one, two) for one, two in zip(found[first], runs, strict=False) if "train" in one and "train" in two]
+        if not pairs:
+            print(f"| {way} | {runs[-1].get('failed', '') if runs else 'not measured'} |")
+            continue
+        train, memory, whole = (median(two[name] for _, two in pairs) for name in ("train", "memory", "whole"))
+        faster = median(one["train"] / two["train"] for one, two in pairs)
+        less = median(two["memory"] / one["memory"] for one, two in pairs)
+        limit = best["bfloat16" if way.endswith("bf16") or way in HALF else "float32"]
+        losses = pairs[-1][1]["losses"]
+        cells = (f"{train:.2f}", f"{tokens / train:,.0f}", f"{needed / train / limit:.0%}", f"{faster:.2f}")
+        cells += (f"{memory:,.0f}", f"{less:.2f}", f"{whole:.1f}", f"{losses[0]:.4f} → {losses[-1]:.4f}")
+        print(f"| `{way}` | {' | '.join(cells)} |", flush=True)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _ways(options: argparse.Namespace) -> list[str]:
+    if options.ways:
+        return list(options.ways)
+    if options.ablation:
+        return ["trainer", *ABLATION]
+    peers = [*(TRL if options.peers else ()), *(LLAMAFACTORY if options.llamafactory else ())]
+    return [*TRAINER, *peers, *OURS]
 
 
 def main() -> None:
     """Measure all ways in turn."""
+    known = [*TRAINER, *TRL, *LLAMAFACTORY, *ABLATION]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="s")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--work", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", type=Path, help="folder for the environment with TRL; made if need be")
+    parser.add_argument("--llamafactory", help="Python of an environment that has LLaMA-Factory")
+    parser.add_argument("--ways", nargs="+", choices=known)
+    parser.add_argument("--ablation", action="store_true")
     options = parser.parse_args()
-    if options.work:
-        work(options)
-        return
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
-    for _ in range(options.rounds):
-        for way in options.ways:
-            found[way].append(measure(way, options))
-    report(found, options)
+    interpreters = {"trl": trl_python(options.peers.resolve())} if options.peers else {}
+    interpreters |= {"llamafactory": options.llamafactory} if options.llamafactory else {}
+    ways = _ways(options)
+    missing = {family for way in ways if (family := way.split("_")[0]) in ("trl", "llamafactory")} - set(interpreters)
+    if missing:
+        parser.error(f"no environment for {' and '.join(sorted(missing))}: see --peers and --llamafactory")
+    with tempfile.TemporaryDirectory() as name:
+        rows = write_inputs(Path(name), options.model, options.rows)
+        bench = Bench(Path(name), options.threads, interpreters)
+        found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        limits = []
+        try:
+            for _ in range(options.rounds):
+                limits.append(bench.limit())
+                for way in ways:
+                    found[way].append(bench.measure(way))
+        except KeyboardInterrupt:
+            print("stopped: this is what there is", file=sys.stderr)
+        if not limits:
+            return
+    report(found, limits, rows, options)
 
 
 if __name__ == "__main__":

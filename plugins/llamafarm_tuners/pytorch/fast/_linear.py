@@ -27,11 +27,6 @@ def onednn_pays() -> bool:
     return known and "AuthenticAMD" in _CPU_INFO.read_text(encoding="utf-8", errors="replace")
 
 
-def bf16_pays() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001  # no other way
-
-
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`x @ weight.T + bias`, outside of autograd.
 

@@ -1,0 +1,83 @@
+"""Trains in one way of the fine-tuner `pytorch`: `ours.py WAY FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from accelerate import Accelerator
+from inputs import ACCUMULATION, BATCH, LEARNING_RATE, RANK, read_rows
+from measured import say
+from transformers import AutoModelForCausalLM
+
+from llamafarm.api import TrainingConfig
+from llamafarm.data.fit import TokenizedRow
+from llamafarm.models._load import quiet
+from llamafarm.testing.run_context import RecordingRun
+from llamafarm_tuners.pytorch._step import Stepper, Work
+from llamafarm_tuners.pytorch._store import Trained
+from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
+from llamafarm_tuners.pytorch.schedule import plan_sizes
+
+WAYS = {
+    "plain": (),
+    "documents": ("documents",),
+    "head": ("head",),
+    "products": ("products",),
+    "documents+head": ("documents", "head"),
+    "generic": ("documents", "head", "products"),
+    "fused": ("documents", "head", "products", "layers"),
+}
+
+
+class _Tokenizer:
+    pad_token_id = 0
+
+
+def main() -> None:
+    """Train once over the rows, in their order."""
+    quiet()
+    (name, half, _), folder = sys.argv[1].partition("_bf16"), Path(sys.argv[2])
+    rows = [TokenizedRow(row.ids, [-100] * row.prompt + row.ids[row.prompt :]) for row in read_rows(folder)]
+    dtype = torch.bfloat16 if half else torch.float32
+    base: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype, attn_implementation="sdpa")
+    torch.manual_seed(1)
+    options = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    model: Any = peft.get_peft_model(base, peft.LoraConfig(**options))
+    training = TrainingConfig(
+        batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATION,
+        num_epochs=1,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+    )
+    accelerator = Accelerator(cpu=True)
+    wanted = Wanted(**{way: way in WAYS[name] for way in Wanted.__slots__})
+    with tempfile.TemporaryDirectory() as out, ExitStack() as stack:
+        run = RecordingRun(Path(out))
+        paths = stack.enter_context(fast_paths(model, rows, accelerator.device, run, wanted))
+        trained: Any = Trained(model, _Tokenizer(), "", "")  # type: ignore[arg-type]
+        stepper = Stepper(
+            Work(trained, rows, [], training, accelerator, Path(out), paths=paths),
+            plan_sizes(len(rows), training, 1),
+            run.emit,
+        )
+        seconds, losses = [], []
+        for step, start in enumerate(range(0, len(rows), BATCH * ACCUMULATION)):
+            mine = range(start, min(start + BATCH * ACCUMULATION, len(rows)))
+            began = time.process_time()
+            tally, _, _ = stepper.take(step, [mine[at : at + BATCH] for at in range(0, len(mine), BATCH)])
+            seconds.append(time.process_time() - began)
+            losses.append(tally.mean_loss)
+    say(seconds, losses)
+
+
+if __name__ == "__main__":
+    main()
