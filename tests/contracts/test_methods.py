@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from llamafarm.testing.contracts import MethodContract
 from llamafarm_methods.bos_scaling import BosScaling
-from llamafarm_methods.bridged import Ia3, LnTuning, PrefixTuning, PromptTuning
+from llamafarm_methods.bridged import BRIDGED, Ia3, LnTuning, PrefixTuning, PromptTuning
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.freeze import Freeze
 from llamafarm_methods.full import Full
@@ -53,3 +53,24 @@ class TestPrefixTuning(MethodContract):
 
 class TestBosScaling(MethodContract):
     component = BosScaling
+
+
+# The other bridged methods differ in their options alone: a suite each, on one architecture.
+SMALL = {
+    "c3a": {"block_size": 8},
+    "road": {"group_size": 32},
+    "vblora": {"vector_length": 16, "num_vectors": 16, "topk": 2},
+}
+RATES = {"vera": 0.1, "fourierft": 0.1, "vblora": 0.1, "road": 0.05, "c3a": 0.1, "randlora": 0.05}
+for _method in BRIDGED:
+    if f"Test{_method.__name__}" not in globals():
+        globals()[f"Test{_method.__name__}"] = type(
+            f"Test{_method.__name__}",
+            (MethodContract,),
+            {
+                "component": _method,
+                "config": SMALL.get(_method.name, {}),
+                "architectures": ("llama",),
+                "training": {**MethodContract.training, "learning_rate": RATES.get(_method.name, 2e-2)},
+            },
+        )

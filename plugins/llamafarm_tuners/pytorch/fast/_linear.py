@@ -43,25 +43,26 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+    """(tokens, in) → (tokens, out). The result is no view, so that adapters may add to it in place."""
+
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
-        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        of_x = product(flat, weight.t()).view(*gradient.shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        of_weight = product(flat.t(), x.reshape(-1, x.shape[-1]).t()) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+        of_x = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        of_weight = product(gradient.t(), x.t()) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float32 or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
         return functional.linear(x, self.weight, self.bias)
-    result: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
-    return result
+    result: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+    return result.view(*x.shape[:-1], self.out_features)
 
 
 @contextmanager
