@@ -41,6 +41,6 @@ def reproduce(
         first = parts[0]
         message = f"the run is not the same again: {first.kind}: {first.subject} was {first.one} and is {first.other}"
         hint = f"llamafarm runs diff {before} {after} shows all {len(parts)} differences"
-        raise QualityError.of("LF-RUN-016", message, where=str(after), hint=hint)
+        raise QualityError.of("LF-QUALITY-051", message, where=str(after), hint=hint)
     if not as_json:
         session.result(f"{typer.style('✓', fg='green')} exact: {after} has the same losses and weights, bit by bit")

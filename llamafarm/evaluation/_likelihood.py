@@ -63,9 +63,10 @@ def _batch(model: Any, rows: Sequence[TokenizedRow], *, selective: bool) -> list
     if not len(kept):
         return [Likelihood(0.0, 0, 0) for _ in rows]
     ids, mask, targets, kept = (tensor.to(model.device) for tensor in (ids, mask, targets, kept))
-    keep = {"logits_to_keep": kept} if selective else {}
+    from_the_end = kept - width  # whatever a method puts before the tokens
+    keep = {"logits_to_keep": from_the_end} if selective else {}
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
-    logits = (logits if selective else logits[:, kept]).float()
+    logits = (logits if selective else logits[:, from_the_end]).float()
     wanted = targets[:, kept]
     losses = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
     right = (logits.argmax(-1) == wanted).sum(1).tolist()

@@ -29,8 +29,8 @@ def trained(fit, monkeypatch):
     def run(*arguments, architecture="llama", **options):
         seen = {}
 
-        def train(work, run_, original=_fit.train):
-            course = original(work, run_)
+        def train(work, run_, continuation, original=_fit.train):
+            course = original(work, run_, continuation)
             model = work.trained.model.eval()
             with torch.no_grad():
                 seen["logits"] = model(IDS.remainder(model.get_input_embeddings().weight.shape[0])).logits

@@ -87,7 +87,7 @@ def test_a_run_is_reproduced_or_the_first_difference_is_named(strategy, tmp_path
     rows.write_text(rows.read_text().replace("e", "E", 1))
     assert main(["reproduce", "a", "-o", "other", "--json"]) == 12
     said = capsys.readouterr()
-    assert "[LF-RUN-016]" in said.err
+    assert "[LF-QUALITY-051]" in said.err
     assert "data: digest of the rows and their order was" in said.err
     found = json.loads(said.out)
     assert (found["exact"], found["folder"], found["differences"][0]["kind"]) == (False, "other", "data")

@@ -38,9 +38,9 @@ def seen(monkeypatch):
 
     found = {}
 
-    def train(work, run, original=_fit.train):
+    def train(work, run, continuation, original=_fit.train):
         counters.clear()
-        course = original(work, run)
+        course = original(work, run, continuation)
         parameters = list(work.trained.model.parameters())
         found["trained"] = {item.dtype for item in parameters if item.requires_grad}
         found["frozen"] = {item.dtype for item in parameters if not item.requires_grad}

@@ -12,6 +12,7 @@ from llamafarm.api import hooks
 FROZEN = {
     "llamafarm_fine_tuners": (),
     "llamafarm_methods": (),
+    "llamafarm_refused_methods": (),
     "llamafarm_hardware_profiles": (),
     "llamafarm_data_splitters": (),
     "llamafarm_strategies": (),
