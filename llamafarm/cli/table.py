@@ -40,9 +40,7 @@ COMMANDS: Final[Mapping[str, Leaf | Branch]] = {
     "verify-resume": Leaf(
         "llamafarm.cli.verify_resume:verify_resume", "Prove on a strategy that a resumed run is exact."
     ),
-    "replay-step": Leaf(
-        "llamafarm.cli.replay_step:replay_step", "Take a step that broke again, and find its first bad module."
-    ),
+    "replay-step": Leaf("llamafarm.cli.replay_step:replay_step", "Take a step that broke again, and say what broke."),
     "reproduce": Leaf("llamafarm.cli.reproduce:reproduce", "Carry out a run again, and say whether it ends the same."),
     "runs": Branch(
         "Runs on this machine.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ FILE = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 _CHOOSES_CODE = frozenset({"auto_mapping", "megatron_config", "runtime_config", "trust_remote_code"})
+_OF_TRANSFORMERS = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
 _OTHER_FILES = frozenset(
     {"adapters", "cache_file", "covariance_file", "layer_replication", "prompt_tuning_init_state_dict_path"}
 )
@@ -38,6 +40,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     described = read_json(path)
     for key, value in _entries(described):
         empty = value is None or value in ({}, [], "", False)
+        if key == "auto_mapping" and _names_transformers(value):
+            continue
         if (key in _CHOOSES_CODE or key in _OTHER_FILES) and not empty:
             raise _refused(path, f"the key {key!r} would load something else than this adapter")
         if key == "megatron_core" and value not in (None, _MEGATRON):
@@ -87,6 +91,16 @@ def require_weights(folder: Path, given: str) -> None:
         what = f"only {found}, whose reading can run code" if found else "no weights"
         hint = f"save it again as {WEIGHTS}"
         raise ModelError.of("LF-MODEL-171", f"the adapter in {given} has {what}", hint=hint)
+
+
+def _names_transformers(mapping: Any) -> bool:
+    """PEFT writes so where an adapter has no task: a class of transformers itself, which is no foreign code."""
+    return (
+        isinstance(mapping, Mapping)
+        and mapping.keys() <= {"base_model_class", "parent_library"}
+        and bool(_OF_TRANSFORMERS.fullmatch(str(mapping.get("parent_library"))))
+        and str(mapping.get("base_model_class")).isidentifier()
+    )
 
 
 def _check_sizes(path: Path, key: str, value: Any) -> None:

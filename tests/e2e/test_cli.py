@@ -91,6 +91,7 @@ def test_training_says_what_it_does_on_stderr_and_what_came_of_it_on_stdout(fold
         r"  loss         \S+ → \S+\n"
         r"  eval loss    \S+ \(best checkpoint: step 4\)\n"
         r"  exact match  \S+ % → \S+ % of \d+ held-out rows \(base → tuned\)\n"
+        r"  memory       \S+ GiB at its peak \(estimated: \S+ GiB\)\n"
         r"  saved        output\n"
         r"  next         llamafarm generate --model output --prompt \"…\"\n"
         r"               tensorboard --logdir output/runs\n",
@@ -205,7 +206,7 @@ def test_an_interrupted_run_is_130_without_a_traceback(folder):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err.endswith("interrupted\n")
+    assert err.endswith("what was trained is kept\ngo on with: llamafarm train --resume stopped\n")
     assert "Traceback" not in err
     manifest = json.loads((folder.path / "stopped" / "llamafarm" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"

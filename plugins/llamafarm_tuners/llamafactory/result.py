@@ -51,7 +51,9 @@ def put_before(lines: Sequence[str], folder: Path) -> None:
     """Put earlier lines before those of the log."""
     path = folder / "trainer_log.jsonl"
     if lines and path.is_file():
-        write_atomically(path, "".join(f"{line}\n" for line in [*lines, *path.read_text(encoding="utf-8").splitlines()]))
+        write_atomically(
+            path, "".join(f"{line}\n" for line in [*lines, *path.read_text(encoding="utf-8").splitlines()])
+        )
 
 
 def finish(plan: RunPlan, base: str, adapter: Mapping[str, Any], course: Course) -> TrainingResult:

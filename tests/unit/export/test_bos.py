@@ -150,7 +150,7 @@ def test_a_tied_base_is_refused_before_training_and_at_export(target, base_of, t
         export(ExportRequest(str(run), target, tmp_path / "out"), registry)
     assert caught.value.problems[0].id == "LF-MODEL-116"
     strategy = tmp_path / "tied.yaml"
-    config = {"base_model": str(base_of("llama-tied")), "dataset": "none.jsonl", "method": METHOD}
+    config = {"base_model": str(base_of("llama-tied")), "dataset": {"generate": "smart-home"}, "method": METHOD}
     text = {"name": "tied", "export": {"to": target}, "fine_tuner": {"type": "pytorch", "config": config}}
     strategy.write_text(json.dumps(text))
     assert run_command(["train", "--strategy", str(strategy)]) == 2

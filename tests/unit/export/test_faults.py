@@ -144,6 +144,7 @@ def test_an_adapter_that_changes_nothing_is_not_exported(trained, registry, tmp_
     run = shutil.copytree(trained(), tmp_path / "run")
     weights = {name: torch.zeros_like(value) for name, value in load_file(run / "adapter_model.safetensors").items()}
     save_file(weights, run / "adapter_model.safetensors", {"format": "pt"})
+    (run / "llamafarm_checkpoint.json").unlink()  # it would say that these are not the weights that were trained
     with pytest.raises(QualityError, match="answers exactly as the base does") as caught:
         export(ExportRequest(str(run), "merged", tmp_path / "out"), registry)
     assert "LF-QUALITY-002" in {problem.id for problem in caught.value.problems}
