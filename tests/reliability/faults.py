@@ -86,8 +86,8 @@ class Left:
 class Laboratory:
     """Runs the reference training, with faults."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self.run = folder, folder / RUN
+    def __init__(self, folder: Path, kind: str, rows: Path) -> None:
+        self.folder, self.run, self._rows = folder, folder / RUN, rows
         self._shim = ctypes.CDLL(str(compiled(folder)))
         self._shim.events_count.restype = ctypes.c_long
         self._argv = self._prepared(kind)
@@ -102,10 +102,10 @@ class Laboratory:
     def _prepared(self, kind: str) -> list[str]:
         build_model("llama", self.folder / "model")
         for name, rows in (("rows", make_fields(24)), ("held", make_fields(30)[24:])):
-            (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (self._rows / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = {
             "base_model": str(self.folder / "model"),
-            "dataset": {"path": "rows.jsonl", "eval_path": "held.jsonl"},
+            "dataset": {"path": str(self._rows / "rows.jsonl"), "eval_path": str(self._rows / "held.jsonl")},
             "method": {"type": "lora", "r": 4, "dropout": 0.1} if kind == "lora" else "full",
             "training": {
                 "max_steps": 4,
@@ -231,10 +231,14 @@ class Laboratory:
 
 
 def laboratories(kinds: Sequence[str]) -> Iterator[tuple[str, Laboratory]]:
-    """A laboratory for each kind of training, in folders that go away."""
+    """A laboratory for each kind of training, in folders that go away; no rows are read from below `/dev`."""
     for kind in kinds:
-        with tempfile.TemporaryDirectory(prefix=f"llamafarm-{kind}-", dir=MEMORY) as folder:
-            yield kind, Laboratory(Path(folder), kind)
+        prefix = f"llamafarm-{kind}-"
+        with (
+            tempfile.TemporaryDirectory(prefix=prefix, dir=MEMORY) as folder,
+            tempfile.TemporaryDirectory(prefix=prefix) as rows,
+        ):
+            yield kind, Laboratory(Path(folder), kind, Path(rows).resolve())
 
 
 def _digest(file: Path) -> str:

@@ -8,10 +8,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+
+from llamafarm.core.lock import OwnerLock
+from llamafarm.core.record import OWN
 
 ROW = '{"instruction": "open the door", "output": "opened"}\n'
 ROWS = "".join(f'{{"instruction": "open door {number}", "output": "door {number}"}}\n' for number in range(5))
@@ -35,6 +40,7 @@ class Case:
         argv: The command.
         shown: What must be among what is shown: place, expectation, hint.
         given: Files besides `s.yaml` and `data.jsonl`.
+        writing: The folder that another run writes to meanwhile.
     """
 
     id: str
@@ -42,6 +48,7 @@ class Case:
     argv: str
     shown: tuple[str, ...]
     given: Mapping[str, str | bytes] = field(default_factory=dict)
+    writing: str = ""
 
 
 def strategy(**changes: str) -> str:
@@ -61,6 +68,14 @@ def strategy(**changes: str) -> str:
 
 def manifest(**facts: object) -> str:
     return json.dumps({"run_id": "earlier", "status": "completed", "host": socket.gethostname(), **facts})
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Another run owns the folder: the lock says so, the manifest of a killed run would say the same."""
+    (folder / OWN).mkdir(parents=True)
+    with OwnerLock(folder, "earlier"):
+        yield
 
 
 TRAIN = "train -s s.yaml"
@@ -113,8 +128,9 @@ CASES = [
         "LF-RUN-003",
         9,
         f"{TRAIN} -o live --overwrite",
-        (f"process {os.getppid()}",),
-        {"live/llamafarm/manifest.json": manifest(status="running", pid=os.getppid())},
+        (f"earlier is writing here (process {os.getpid()}",),
+        {"live/llamafarm/manifest.json": manifest(status="running")},
+        writing="live",
     ),
     Case(
         "LF-RUN-004",
@@ -133,7 +149,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_refused(case: Case, refuse: Callable[..., object]) -> None:
-    refusal = refuse(*case.argv.split(), given={"s.yaml": STRATEGY, "data.jsonl": ROWS, **case.given})
+    given = {"s.yaml": STRATEGY, "data.jsonl": ROWS, **case.given}
+    with written(Path(case.writing)) if case.writing else nullcontext():
+        refusal = refuse(*case.argv.split(), given=given)
     assert case.id in refusal.shown, refusal.shown
     for part in case.shown:
         assert part in refusal.shown, refusal.shown
