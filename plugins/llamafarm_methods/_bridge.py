@@ -64,7 +64,9 @@ def hide_virtual_tokens(model: Any, bridge: Bridge) -> Any:
         _: nn.Module, given: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kept = options.get("logits_to_keep")
-        return given, {**options, "logits_to_keep": kept + count} if isinstance(kept, torch.Tensor) else options
+        if not isinstance(kept, torch.Tensor):
+            return given, options
+        return given, {**options, "logits_to_keep": torch.where(kept < 0, kept, kept + count)}  # or from the end
 
     def trimmed(_: nn.Module, _given: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
         kept = options.get("logits_to_keep")
