@@ -13,6 +13,18 @@ FROZEN = {
     "AdapterSpec": ["kind", "options", "quantization", "changes_base"],
     "Backend": ["name", "summary", "requirements", "probe", "stubs", "disk_bytes", "parity"],
     "Comparison": ["subject", "ours", "theirs", "same", "note"],
+    "Costs": [
+        "memory",
+        "beside",
+        "flops",
+        "steps",
+        "tokens",
+        "disk",
+        "trained",
+        "parameters",
+        "path",
+        "micro_batch",
+    ],
     "Decision": ["subject", "value", "reason"],
     "DeviceSpec": ["type", "name", "count", "memory_bytes", "details"],
     "Event": ["type", "fields"],
@@ -27,6 +39,7 @@ FROZEN = {
     "RunPlan": ["name", "methods", "device", "output_dir", "decisions", "given"],
     "Suggestion": ["path", "value", "reason"],
     "TrainingResult": ["metrics", "model_dir", "best_step", "trainable_parameters", "total_parameters"],
+    "Workload": ["model_config", "lengths", "rows"],
 }
 
 
