@@ -97,6 +97,9 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     threshold = "any improvement counts for LLaMA-Factory"
     yield _Rule("training.early_stopping_threshold", bool(training.early_stopping_threshold), threshold)
     yield _Rule("training.use_cpu_offload", training.use_cpu_offload, "LLaMA-Factory has it with DeepSpeed alone")
+    liger = "set enable_liger_kernel, as LLaMA-Factory calls it"
+    yield _Rule("training.use_liger_kernel", training.use_liger_kernel, "LLaMA-Factory names it otherwise", liger)
+    yield _Rule("training.activation_offloading", training.activation_offloading, "LLaMA-Factory offloads none")
     yield _Rule("training.torch_compile", training.torch_compile, "not passed on: untested with LLaMA-Factory")
     fp16 = training.fp16 and plan.device.type != "cuda"
     yield _Rule("training.fp16", fp16, f"fp16 needs CUDA; on {plan.device.type} LLaMA-Factory ignores it", "use bf16")

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._attention import KERNEL
+from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE
 
-_SDPA: Final = ("sdpa", KERNEL)
+_SDPA: Final = ("sdpa", KERNEL, VARIABLE)
 _SIXTEEN: Final = (torch.bfloat16, torch.float16)
 
 

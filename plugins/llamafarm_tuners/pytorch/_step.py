@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_proc
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._memory import Attempt, MicroBatch, find_micro_batch, is_out_of_memory
 from llamafarm_tuners.pytorch._model import moved
+from llamafarm_tuners.pytorch._offload import ActivationsAway
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
@@ -155,13 +156,17 @@ class Stepper:
         for batch in batches:
             waits = nullcontext() if batch is batches[-1] else accelerator.no_sync(self.model)
             with waits:
-                with autocast(accelerator):
-                    total, _ = token_losses(
-                        self.model, batch.to(accelerator.device), selective=paths.selective, head=paths.head
-                    )
+                with autocast(accelerator), self._away():
+                    there = batch.to(accelerator.device, pin=self.work.training.dataloader_pin_memory)
+                    total, _ = token_losses(self.model, there, selective=paths.selective, head=paths.head)
                 accelerator.backward(total * scale)
             loss += total.detach()
         return Gradient(loss, labels, sum(b.tokens for b in batches))
+
+    def _away(self) -> AbstractContextManager[Any]:
+        """Where activations are kept."""
+        offloaded = self.work.training.activation_offloading and self.work.accelerator.device.type == "cuda"
+        return ActivationsAway(self.model) if offloaded else nullcontext()
 
     def batches(self, micro_steps: Sequence[Sequence[int]]) -> list[Batch]:
         """A step's rows as tensors, in the parts that go through the model one after the other."""
