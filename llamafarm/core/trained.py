@@ -60,19 +60,7 @@ def load_trained(
 def load_with_methods(
     name: str, registry: Registry, *, device: str | None = None, dtype: Any = None, unpacked: bool = False
 ) -> TrainedModel:
-    """The same, with the methods that made it.
-
-    Args:
-        name: A folder, a hub id or `builtin:NAME`.
-        registry: Where the methods that made it are found.
-        device: torch's device type; None: what training would use here.
-        dtype: torch dtype of the weights; None: bfloat16 where that costs no speed, else float32.
-        unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
-
-    Raises:
-        ModelError: If it is none of these, or an adapter does not fit its base.
-        PluginError: If a method that made it is not installed.
-    """
+    """The same as `load_trained`, with the methods that made it."""
     from llamafarm.models._load import load_for_generation
 
     found = load(Request(None), registry).device if device is None else None
