@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from llamafarm.api import RunContext
+from llamafarm.models.inner import can_select_logits, transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents, in_one_row, padded
 from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
-from llamafarm_tuners.pytorch._loss import can_select_logits
 from llamafarm_tuners.pytorch.fast._attention import KERNEL, register, stand_in
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
 from llamafarm_tuners.pytorch.fast._layers import FastLayer, refusal
@@ -122,7 +122,7 @@ def fast_paths(
 
 def _head(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> nn.Module | None:
     """The model's head if it is one product, and the logits are what comes out of it."""
-    head: nn.Module | None = _inner(model).get_output_embeddings()
+    head: nn.Module | None = transformers_model(model).get_output_embeddings()
     linear = plain_head(head)
     if head is None or linear is None or linear.weight.dtype == torch.float16:
         return None
@@ -135,7 +135,7 @@ def _documents(
     model: nn.Module, rows: Sequence[TokenRow], device: torch.device, probe: Probe, stack: ExitStack
 ) -> str | None:
     """Let the model compute documents in one row; return why it cannot, if so."""
-    config: Any = _inner(model).config
+    config: Any = transformers_model(model).config
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "the method puts something before the tokens"
     before, longest = _kernel(model), max(len(row.input_ids) for row in documents(rows))
@@ -145,7 +145,7 @@ def _documents(
         return f"rows of {longest:,} tokens are longer than the window of this model's attention"
     if before == "sdpa":
         register()
-        _inner(model).set_attn_implementation(KERNEL)
+        transformers_model(model).set_attn_implementation(KERNEL)
     elif "flash" not in str(before):
         return f"{before} attention does not keep documents apart"
     try:
@@ -155,9 +155,9 @@ def _documents(
     except _REFUSALS as error:
         reason = f"this architecture takes no documents in one row ({type(error).__name__}: {error})"
     if reason is None:
-        stack.callback(_inner(model).set_attn_implementation, before)
+        stack.callback(transformers_model(model).set_attn_implementation, before)
     else:
-        _inner(model).set_attn_implementation(before)
+        transformers_model(model).set_attn_implementation(before)
     return reason
 
 
@@ -165,7 +165,7 @@ def _layers(
     model: nn.Module, device: torch.device, probe: Probe, mask: torch.Tensor | None, stack: ExitStack
 ) -> tuple[int, str]:
     """Replace the forward of decoder layers that have a faster one; return how many, and why some have not."""
-    found = [module for module in _inner(model).modules() if type(module).__name__.endswith("DecoderLayer")]
+    found = [module for module in transformers_model(model).modules() if type(module).__name__.endswith("DecoderLayer")]
     exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
     if exact and torch.is_autocast_enabled(device.type):
         return 0, "mixed precision on a base in float32"
@@ -182,10 +182,5 @@ def _layers(
 
 
 def _kernel(model: nn.Module) -> str | None:
-    kernel: str | None = getattr(_inner(model).config, "_attn_implementation", None)
+    kernel: str | None = getattr(transformers_model(model).config, "_attn_implementation", None)
     return kernel
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model within adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
