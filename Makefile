@@ -50,7 +50,7 @@ kill-matrix: install-test
 	$(BIN)/python tests/reliability/kill_matrix.py
 
 faults: install-test
-	for fault in recovery power full io; do $(BIN)/python tests/reliability/kill_matrix.py --fault $$fault || exit 1; done
+	for fault in recovery power order full io; do $(BIN)/python tests/reliability/kill_matrix.py --fault $$fault || exit 1; done
 
 soak: install-test
 	$(BIN)/python tests/reliability/soak.py --minutes $(SOAK)

@@ -95,7 +95,7 @@ def load_for_generation(
         model: A folder, a hub id or `builtin:NAME`.
         device: Where it shall run.
         dtype: Precision of its weights.
-        config: Token, cache and so on for hub models.
+        config: Token, cache and so on for hub models; and whether it, or an adapter's base, may run code of its own.
         quantization: Options of `AdapterSpec.quantization` that an adapter was trained with: its base is loaded so.
         unpacked: Take that base back to full precision: the values that quantization left, as plain weights.
 
@@ -128,7 +128,7 @@ def _load_adapter(
     from peft import PeftModel
 
     assert located.folder
-    base = options.model_copy(update={"huggingface_id": base_named_by(located.folder), "trust_remote_code": False})
+    base = options.model_copy(update={"huggingface_id": base_named_by(located.folder)})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
     require_base_here(base.huggingface_id, base, located.given)

@@ -11,7 +11,7 @@ from llamafarm.api import Decision, Installed, RunPlan, installed
 from llamafarm.errors import Problem, nearest
 from llamafarm.models.locate import locate
 from llamafarm_tuners.llamafactory.adapter import adapter_arguments, given_keys
-from llamafarm_tuners.llamafactory.config import LlamaFactoryConfig
+from llamafarm_tuners.llamafactory.config import NATIVE, LlamaFactoryConfig
 from llamafarm_tuners.llamafactory.environment import BACKEND
 from llamafarm_tuners.llamafactory.hyperparameters import training_arguments
 from llamafarm_tuners.llamafactory.translate import _SWITCHES, OURS, stage_of, tokenizes_itself
@@ -148,6 +148,12 @@ def _arguments(config: LlamaFactoryConfig, plan: RunPlan, state: Installed | Non
                 f"LLaMA-Factory {state.versions.get('llamafactory', '') if state else ''} has no argument {name!r}"
             )
             yield Problem("LF-STRATEGY-087", message, where, nearest(name, known))
+        elif name not in NATIVE and not where.startswith("--"):
+            message = (
+                f"the argument {name} of LLaMA-Factory may read, write, fetch or run what nobody here has looked at"
+            )
+            hint = f"if you know what it does, type it: --set arguments.{name}=VALUE"
+            yield Problem("LF-SECURITY-020", message, where, hint)
     templates = facts.get("templates", ())
     if config.template and templates and config.template not in templates:
         hint = nearest(config.template, templates) or f"it has {', '.join(templates)}"

@@ -11,6 +11,7 @@ from torch import nn
 
 from llamafarm.api import RunPlan, TrainingConfig
 from llamafarm.errors import StrategyError
+from llamafarm.models.inner import transformers_model
 from llamafarm_tuners.pytorch.kernels import uncompilable
 from llamafarm_tuners.pytorch.precision import computes
 
@@ -72,7 +73,7 @@ def compiled(model: nn.Module, training: TrainingConfig, plan: RunPlan) -> Itera
 
 def repeated_layers(model: Any) -> list[nn.Module]:
     """The layers that an architecture repeats; none if it does not say which."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = transformers_model(model)
     names = frozenset(getattr(inner, "_no_split_modules", None) or ())
     return [module for module in inner.modules() if type(module).__name__ in names]
 

@@ -18,6 +18,7 @@ from transformers.optimization import get_scheduler
 
 from llamafarm.api import TrainingConfig
 from llamafarm.errors import HardwareError, ModelError
+from llamafarm.models.inner import transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, masked
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
 from llamafarm_tuners.pytorch._loss import token_losses
@@ -292,7 +293,7 @@ def _placed(work: Work) -> nn.Module:
 
 
 def _recompute_activations(model: Any) -> None:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = transformers_model(model)
     # transformers 5.20 renamed it, and warns of the old name
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
     enable({"use_reentrant": False})

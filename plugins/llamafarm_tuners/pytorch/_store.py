@@ -135,6 +135,7 @@ def removed(folder: Path) -> None:
     """Remove a folder in a way that never leaves half of it under its name."""
     doomed = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
     folder.rename(doomed / folder.name)
+    sync_folder(folder.parent)  # else a loss of power might undo the renaming and not the removal
     shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from llamafarm.api import RunContext
+from llamafarm.models.inner import can_select_logits, transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents, in_one_row, padded
 from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
-from llamafarm_tuners.pytorch._loss import can_select_logits
 from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE, register, stand_in
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
 from llamafarm_tuners.pytorch.fast._layers import FastLayer, refusal
@@ -127,7 +127,7 @@ def fast_paths(
 
 def _head(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> nn.Module | None:
     """The model's head if it is one product, and the logits are what comes out of it."""
-    head: nn.Module | None = _inner(model).get_output_embeddings()
+    head: nn.Module | None = transformers_model(model).get_output_embeddings()
     linear = plain_head(head)
     if head is None or linear is None or linear.weight.dtype == torch.float16:
         return None
@@ -140,7 +140,7 @@ def _documents(
     model: nn.Module, rows: Sequence[TokenRow], device: torch.device, probe: Probe, stack: ExitStack
 ) -> str | None:
     """Let the model compute documents in one row; return why it cannot, if so."""
-    config: Any = _inner(model).config
+    config: Any = transformers_model(model).config
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "the method puts something before the tokens"
     before, longest = _kernel(model), max(len(row.input_ids) for row in documents(rows))
@@ -153,19 +153,19 @@ def _documents(
     register()
     reason: str | None = ""
     for kernel in _kernels(model, device, text) if before == "sdpa" else (str(before),):
-        _inner(model).set_attn_implementation(kernel)
+        transformers_model(model).set_attn_implementation(kernel)
         reason = _unlike(model, device, probe, stand_in(kernel, device) if before == "sdpa" else None)
         if reason is None:
-            stack.callback(_inner(model).set_attn_implementation, before)
+            stack.callback(transformers_model(model).set_attn_implementation, before)
             return None
-    _inner(model).set_attn_implementation(before)
+    transformers_model(model).set_attn_implementation(before)
     return reason
 
 
 def _kernels(model: nn.Module, device: torch.device, text: Any) -> tuple[str, ...]:
     """Kernels to try in place of sdpa, the fastest first."""
     on = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if on else _inner(model).dtype
+    dtype = torch.get_autocast_dtype(device.type) if on else transformers_model(model).dtype
     half = dtype in (torch.bfloat16, torch.float16)
     variable = device.type == "cuda" and half and not getattr(text, "attention_dropout", 0.0)
     return (VARIABLE, KERNEL) if variable else (KERNEL,)
@@ -185,7 +185,7 @@ def _layers(
     model: nn.Module, device: torch.device, probe: Probe, mask: torch.Tensor | None, stack: ExitStack
 ) -> tuple[int, str]:
     """Replace the forward of decoder layers that have a faster one; return how many, and why some have not."""
-    found = [module for module in _inner(model).modules() if type(module).__name__.endswith("DecoderLayer")]
+    found = [module for module in transformers_model(model).modules() if type(module).__name__.endswith("DecoderLayer")]
     exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
     if exact and torch.is_autocast_enabled(device.type):
         return 0, "mixed precision on a base in float32"
@@ -207,7 +207,7 @@ def _liger(
     """Let Liger's kernels compute; return how many modules they are in, and why none, if so."""
     with ExitStack() as trial:
         try:
-            modules = trial.enter_context(liger_kernels(_inner(model)))
+            modules = trial.enter_context(liger_kernels(transformers_model(model)))
             reason = probe.change(model, device) if mask is None else probe.fault(model, device, mask)
         except torch.OutOfMemoryError:
             raise
@@ -222,10 +222,5 @@ def _liger(
 
 
 def _kernel(model: nn.Module) -> str | None:
-    kernel: str | None = getattr(_inner(model).config, "_attn_implementation", None)
+    kernel: str | None = getattr(transformers_model(model).config, "_attn_implementation", None)
     return kernel
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model within adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
