@@ -15,8 +15,8 @@ from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents, in_one
 from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
 from llamafarm_tuners.pytorch._loss import can_select_logits
 from llamafarm_tuners.pytorch.fast._attention import KERNEL, register, stand_in
+from llamafarm_tuners.pytorch.fast._decoder import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
-from llamafarm_tuners.pytorch.fast._layers import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._linear import faster_products
 
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
