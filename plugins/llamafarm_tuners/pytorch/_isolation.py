@@ -48,7 +48,7 @@ class Probe:
         length = len(document.input_ids)
         behind = [_logits(model, in_one_row([other, document], mask), device)[-length:] for other in others]
         leak, shift = _difference(*behind), _difference(behind[0], self.reference)
-        exact = self.reference.dtype == torch.float32
+        exact = computes_exactly(model) and self.reference.dtype == torch.float32
         scale = max(1.0, float(self.reference.abs().max()))
         # what stands before must not matter in any arithmetic; a coarse one may round differently in a longer row
         if not leak <= EXACT * scale:
@@ -62,12 +62,27 @@ class Probe:
 def as_in_evaluation(model: nn.Module) -> Iterator[None]:
     """No dropout, no gradients, while it lasts."""
     was_training = model.training
-    model.eval()
+    without_dropout(model)
     try:
         with torch.no_grad():
             yield
     finally:
         model.train(was_training)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """As in evaluation, except for layers in 8 bits: in evaluation alone they round their inputs to 8 bits too."""
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            module.training = True
+
+
+def computes_exactly(model: nn.Module) -> bool:
+    """Whether all weights and products are float32; those of packed weights are in a format of their own."""
+    weights = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+    products = {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return weights and products <= {None, torch.float32}
 
 
 def _cut(row: TokenRow) -> TokenizedRow:

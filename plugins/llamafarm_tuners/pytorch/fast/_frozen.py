@@ -82,7 +82,7 @@ class Frozen:
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether inputs in a format are what the layers take now."""
         if self._whole is not None:
-            return dtype == self._whole.dtype
+            return bool(dtype == self._whole.dtype)
         # in evaluation bitsandbytes rounds what goes into 8-bit layers to 8 bits too: that is left to it
         rounds = any(packing(layer) == "8 bits" and not layer.training for layer in self._layers)
         return dtype in _FORMATS and not rounds

@@ -105,7 +105,8 @@ class Group:
                 yield adapter, part, rows
 
     def _rows(self, weight: torch.Tensor) -> Sequence[torch.Tensor]:
-        return weight.split(self.frozen.sizes)
+        rows: tuple[torch.Tensor, ...] = weight.split(self.frozen.sizes)
+        return rows
 
     def _factors(self, weight: torch.Tensor) -> torch.Tensor | None:
         """(sum of outs,): what adapters multiply results with, 1 elsewhere; None if none does."""
