@@ -61,13 +61,14 @@ class Probe:
 @contextmanager
 def as_in_evaluation(model: nn.Module) -> Iterator[None]:
     """No dropout, no gradients, while it lasts."""
-    was_training = model.training
+    before = [(module, module.training) for module in model.modules()]
     without_dropout(model)
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, was_training in before:
+            module.training = was_training
 
 
 def without_dropout(model: nn.Module) -> None:

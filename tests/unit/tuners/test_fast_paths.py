@@ -90,6 +90,17 @@ def test_embeddings_and_head_that_are_trained_besides(tiny_model_dir):
         assert paths_of(run)["head"] == "in chunks, at learned tokens"
 
 
+def test_a_tied_head_that_is_trained_besides(monkeypatch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.setattr("llamafarm_tuners.pytorch.fast._linear.onednn_pays", lambda: True)  # on any processor
+    model = tiny(LlamaConfig, LlamaForCausalLM, tie_word_embeddings=True)
+    saved = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}
+    run = RecordingRun(None)
+    both(with_lora(model, **saved).train(), run=run)
+    assert (paths_of(run)["batches"], paths_of(run)["fused_layers"]) == ("documents in one row", 2)
+
+
 def test_a_head_with_an_adapter_is_left_to_the_model(tiny_model_dir):
     model = load(tiny_model_dir("llama"))
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", init_lora_weights=False)

@@ -38,18 +38,20 @@ def packing(layer: nn.Module) -> str | None:
 
 def refused_base(layer: Any) -> str | None:
     """Why a linear layer's weights cannot be used here; None if they can."""
-    kind = packing(layer)
-    if kind is None and type(layer) is not nn.Linear:
-        return f"a layer of type {type(layer).__name__}"
+    packed = packing(layer)
+    if packed is None and type(layer) is not nn.Linear:
+        origin = type(layer).__module__.split(".")
+        kind = f"of {origin[2]}" if origin[:2] == ["peft", "tuners"] else f"of type {type(layer).__name__}"
+        return f"linear layers {kind}"
     if any(parameter.requires_grad for parameter in layer.parameters()):
         return "the base is trained"
-    if kind == "4 bits":
+    if packed == "4 bits":
         state = layer.weight.quant_state
         if state is None or getattr(state, "packing_format_for_cpu", False):
             return "4-bit weights that are not packed, or packed again for inference"
         if layer.compute_dtype not in _FORMATS or tuple(state.shape) != (layer.out_features, layer.in_features):
             return f"4-bit weights with products in {layer.compute_dtype}"
-    return "8-bit weights that are kept in 16 bits" if kind == "8 bits" and layer.state.has_fp16_weights else None
+    return "8-bit weights that are kept in 16 bits" if packed == "8 bits" and layer.state.has_fp16_weights else None
 
 
 class Frozen:
