@@ -108,9 +108,8 @@ def report(
     tokens, needed = sum(len(row.ids) for row in rows), needed_flops(rows, SIZES[options.model]) / 1e9
     best = {name: max(limit[name] for limit in limits) for name in limits[0]}
     print(f"model {options.model}, {options.method}, {len(rows)} rows, {tokens:,} tokens,")
-    print(
-        f"{needed / 1e3:.3f} TFLOP needed, {options.threads} thread(s), medians of {options.rounds} round(s), {_processor()}"
-    )
+    print(f"{needed / 1e3:.3f} TFLOP needed, {options.threads} thread(s), medians of {options.rounds} round(s),")
+    print(_processor())
     print("limit, GFLOP a CPU second: " + ", ".join(f"{name} {value:.0f}" for name, value in best.items()) + "\n")
     first = next(iter(found))
     heads = ("way", "train CPU s", "tokens/CPU s", "of the limit", f"times {first}")
