@@ -16,6 +16,7 @@ from llamafarm.models._load import quiet
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents
 from llamafarm_tuners.pytorch._evaluate import autocast
 from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, prepare, ways
+from llamafarm_tuners.pytorch._isolation import computes_exactly, without_dropout
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._stability import process_switches
@@ -58,12 +59,11 @@ def selfcheck(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: Run
 
 
 def _compare(work: Work, plan: RunPlan, run: RunContext) -> dict[str, Any]:
-    model = moved(work.trained.model, work.accelerator.device).eval()
+    model = moved(work.trained.model, work.accelerator.device)
+    without_dropout(model)
     _stir(model)
     rows = documents(work.rows[:_MOST_ROWS])[:_MOST_ROWS]
-    exact = work.accelerator.mixed_precision == "no" and all(
-        parameter.dtype == torch.float32 for parameter in model.parameters()
-    )
+    exact = work.accelerator.mixed_precision == "no" and computes_exactly(model)
     expected = _slow(work, model, rows)
     wanted, device = ways(work.training, plan), work.accelerator.device
     with fast_paths(model, rows, device, run, wanted, work.accelerator.autocast) as paths:

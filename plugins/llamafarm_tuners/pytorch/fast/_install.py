@@ -15,8 +15,8 @@ from llamafarm.models.inner import can_select_logits, transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents, in_one_row, padded
 from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
 from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE, register, stand_in
+from llamafarm_tuners.pytorch.fast._decoder import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
-from llamafarm_tuners.pytorch.fast._layers import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._liger import liger_kernels
 from llamafarm_tuners.pytorch.fast._linear import faster_products
 
