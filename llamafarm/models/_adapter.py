@@ -41,6 +41,44 @@ def without_idle_warnings() -> Iterator[None]:
         yield
 
 
+class _Blocks:
+    """Puts blocks on the diagonal of a matrix and takes them off again, in the shapes that PEFT's kernel has them."""
+
+    def forward(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+        """(n, blocks, size, size) → (n, blocks · size, blocks · size), zeros elsewhere."""
+        n, count, size, _ = blocks.shape
+        matrix = blocks.new_zeros(n, count, size, count, size)
+        torch.diagonal(matrix, dim1=1, dim2=3).copy_(blocks.permute(0, 2, 3, 1))
+        return [matrix.view(n, count * size, count * size)]
+
+    def backward(self, gradient: torch.Tensor, blocks: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of the matrix → that of the blocks."""
+        n, count, size, _ = blocks.shape
+        on_the_diagonal = torch.diagonal(gradient.reshape(n, count, size, count, size), dim1=1, dim2=3)
+        return [on_the_diagonal.permute(0, 3, 1, 2).contiguous()]
+
+
+def blocks_without_compiling() -> None:
+    """Have PEFT's BOFT compute in torch: by itself it compiles code when a layer is made, for CUDA alone.
+
+    Without that code it would take one rotation where the adapter has several, and load another model than was trained.
+    """
+    from peft.tuners.boft import layer
+
+    layer._FBD_CUDA = layer._FBD_CUDA or _Blocks()  # noqa: SLF001  # where PEFT keeps the code that it compiled
+
+
+def share_permutations(model: nn.Module) -> nn.Module:
+    """Keep BOFT's permutations once: layers with as many inputs have the same, a square matrix each."""
+    known: list[torch.Tensor] = []
+    for module in model.modules():
+        if (given := getattr(module, "boft_P", None)) is not None:
+            same = next((one for one in known if one.shape == given.shape and torch.equal(one, given)), None)
+            known += [given] if same is None else []
+            module.boft_P = given if same is None else same
+    return model
+
+
 def adapter_config(folder: Path) -> Any:
     """PEFT's configuration of an adapter, made from the keys that were checked.
 

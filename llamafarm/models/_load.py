@@ -14,6 +14,7 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._adapter import (
     adapter_config,
+    blocks_without_compiling,
     check_patterns,
     check_tensors,
     repeatable,
@@ -144,6 +145,7 @@ def _load_adapter(
     name_special_tokens(loaded, tokenizer)
     described = adapter_config(located.folder)
     check_patterns(loaded, described, located.given)
+    blocks_without_compiling()
     with explained(located, "adapter"), repeatable(), without_idle_warnings():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder), config=described)
     check_tensors(adapted, located.folder)
