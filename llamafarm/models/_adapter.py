@@ -35,8 +35,16 @@ def repeatable() -> Iterator[None]:
 
 @contextmanager
 def without_idle_warnings() -> Iterator[None]:
-    """Leave out what PEFT says of modules that it has no list of and treats rightly all the same."""
+    """Leave out what PEFT says of what it treats rightly all the same.
+
+    Modules that it has no list of; layers from which AdaLoRA took every rank, whose matrices are empty; and the ranks
+    that AdaLoRA left, which are named by matrix and not by layer.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"The following rank_pattern keys .*\.lora_E'", category=RuntimeWarning
+        )
+        warnings.filterwarnings("ignore", message=r"Adapter '\w+': \d+ LoRA tensor\(s\) have invalid shape")
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         yield
 
