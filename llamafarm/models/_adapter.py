@@ -76,14 +76,30 @@ def blocks_without_compiling() -> None:
     layer._FBD_CUDA = layer._FBD_CUDA or _Blocks()  # noqa: SLF001  # where PEFT keeps the code that it compiled
 
 
+class _Permutation:
+    """A permutation that layers share, on the device and in the format in which it was last asked for."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+
+    def to(self, *wanted: Any) -> torch.Tensor:
+        """As `torch.Tensor.to`."""
+        self.matrix = self.matrix.to(*wanted)
+        return self.matrix
+
+
 def share_permutations(model: nn.Module) -> nn.Module:
-    """Keep BOFT's permutations once: layers with as many inputs have the same, a square matrix each."""
-    known: list[torch.Tensor] = []
+    """Keep BOFT's permutations once: a square matrix for each layer, and layers with as many inputs have the same.
+
+    They follow from the options, so that they are no part of a checkpoint either.
+    """
+    known: list[_Permutation] = []
     for module in model.modules():
-        if (given := getattr(module, "boft_P", None)) is not None:
-            same = next((one for one in known if one.shape == given.shape and torch.equal(one, given)), None)
-            known += [given] if same is None else []
-            module.boft_P = given if same is None else same
+        if isinstance(given := getattr(module, "boft_P", None), torch.Tensor):
+            same = [one for one in known if one.matrix.shape == given.shape and torch.equal(one.matrix, given)]
+            known += [] if same else [_Permutation(given)]
+            del module.boft_P
+            module.boft_P = same[0] if same else known[-1]
     return model
 
 

@@ -42,6 +42,7 @@ class Adalora(
         },
         {"init_lora_weights": True, "bias": "none", "rank_pattern": None, "total_step": _NOT_KNOWN_YET},
         bits=frozenset({4, 8}),
+        kept=3,  # importance, its mean, and its uncertainty
         check=_has_ranks_to_take,
     ),
 ):

@@ -122,6 +122,7 @@ class Bridge:
         virtual_tokens: Whether it puts positions before each row.
         identity: Whether the model answers as before until it is trained.
         refuses: Settings that it cannot be trained with → the reason.
+        kept: Values that it keeps in training for each trained one.
         check: What is wrong with options that do not fit together; empty if they do.
     """
 
@@ -134,6 +135,7 @@ class Bridge:
     virtual_tokens: bool = False
     identity: bool = True
     refuses: Mapping[str, str] = field(default_factory=dict)
+    kept: int = 0
     check: Callable[[Any], str] = _nothing_wrong
 
     def config(self) -> Any:
@@ -180,6 +182,7 @@ class PeftMethod(Method[PeftConfig]):
             virtual_tokens=options["num_virtual_tokens"] if virtual else 0,
             unmergeable="it is put before each row, and changes no weight" if virtual else "",
             refuses=self.bridge.refuses,
+            kept=self.bridge.kept,
         )
 
     def apply(self, model: nn.Module, run: RunContext) -> nn.Module:

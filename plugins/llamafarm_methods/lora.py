@@ -30,6 +30,7 @@ class LoraFamily(Method[LoraConfigT]):
             {**options, "alpha": self.config.scale_numerator, "alpha_pattern": self.config.alphas},
             quantization=quantization,
             bits=_bits(self.config),
+            kept=int(self.config.init_lora_weights == "corda"),  # what the base gave away
         )
 
     def begin(self, model: nn.Module, start: TrainingStart, run: RunContext) -> None:

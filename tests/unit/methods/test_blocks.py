@@ -46,6 +46,7 @@ def test_permutations_are_kept_once(tiny_model_dir, tmp_path):
     for model in (adapted, loaded):
         kept = {id(module.boft_P) for module in model.modules() if hasattr(module, "boft_P")}
         assert len(kept) == 2, "layers of 64 and of 128 inputs"
+        assert not [name for name, _ in model.named_buffers() if "boft" in name]
 
 
 @pytest.mark.parametrize("given", [{"boft_block_size": 0}, {"boft_block_num": 4}])
