@@ -20,6 +20,7 @@ from llamafarm.models._adapter import (
     repeatable,
     without_idle_warnings,
 )
+from llamafarm.models._files import remember_files
 from llamafarm.models._quantize import gptq_with_gradients, keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -78,6 +79,7 @@ def load_model(
     with explained(located, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     keep_weights_as_packed(model)
+    remember_files(model, located, config)
     return model
 
 

@@ -15,7 +15,7 @@ from llamafarm.errors import ModelError
 from llamafarm.models._adapter import repeatable
 from llamafarm_methods._place import Placement, place, require_placed
 from llamafarm_methods._tokens import with_new_tokens
-from llamafarm_methods.beginnings import looks_at_rows, takes_apart
+from llamafarm_methods.beginnings import is_measured, takes_apart
 from llamafarm_methods.config import LoraConfig
 from llamafarm_methods.targets import matching, named
 
@@ -70,7 +70,7 @@ def _peft_config(config: LoraConfig, placement: Placement, magnitude_only: Seque
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         # what is measured before the first step takes its place; until then the adapter changes nothing
-        init_lora_weights=True if looks_at_rows(config.init_lora_weights) else config.init_lora_weights,
+        init_lora_weights=True if is_measured(config.init_lora_weights) else config.init_lora_weights,
         trainable_token_indices=list(config.trainable_token_indices) or None,
         fan_in_fan_out=placement.transposed,
         ensure_weight_tying=placement.tied,

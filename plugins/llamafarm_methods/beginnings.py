@@ -9,11 +9,8 @@ from pydantic import Field
 
 from llamafarm.api import Config
 
-_NAME = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_[1-9]\d*|eva|corda")
-_REFUSED = {
-    "lora_ga": "it starts from gradients of the whole base, which training does not compute",
-    "loftq": "PEFT quantizes the base anew for it, on CUDA alone, and our base is stored in 4 bits already",
-}
+_NAME = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_[1-9]\d*|eva|corda|loftq")
+_REFUSED = {"lora_ga": "it starts from gradients of the whole base, which training does not compute"}
 
 Begin = bool | str
 
@@ -53,7 +50,7 @@ def known(value: Begin) -> Begin:
         if reason := _REFUSED.get(value.lower()):
             raise ValueError(f"{value!r} is not offered: {reason}; eva and corda look at training rows too")
         if not _NAME.fullmatch(value):
-            message = "expected true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N, eva or corda"
+            message = "expected true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N, eva, corda or loftq"
             raise ValueError(message)
     return value
 
@@ -63,6 +60,6 @@ def takes_apart(value: Begin) -> bool:
     return isinstance(value, str) and value.startswith(("pissa", "olora", "corda"))
 
 
-def looks_at_rows(value: Begin) -> bool:
-    """Whether training rows are measured before the first step."""
-    return value in ("eva", "corda")
+def is_measured(value: Begin) -> bool:
+    """Whether something is measured before the first step: training rows, or what quantization took."""
+    return value in ("eva", "corda", "loftq")

@@ -106,7 +106,7 @@ class LoraConfig(TargetConfig):
     init_lora_weights: bool | str = Field(
         True,
         description="`true`: none at the start; `gaussian`, `orthogonal`, `olora`, `pissa`, `pissa_niter_N`; `eva` "
-        "and `corda` look at training rows first.",
+        "and `corda` look at training rows first; `loftq` makes up for what quantization took.",
     )
     eva_config: EvaConfig | None = Field(None, description="Options of `init_lora_weights: eva`.")
     corda_config: CordaConfig | None = Field(None, description="Options of `init_lora_weights: corda`.")

@@ -34,10 +34,10 @@ class LoraFamily(Method[LoraConfigT]):
         )
 
     def begin(self, model: nn.Module, start: TrainingStart, run: RunContext) -> None:
-        """Measure the rows, if the adapter starts from them.
+        """Measure the rows, or what quantization took, if the adapter starts from that.
 
         Raises:
-            ModelError: If they do not suffice.
+            ModelError: If it cannot be measured.
         """
         if way := self._way():
             way.begin(model, self.config, start, run)
@@ -62,7 +62,7 @@ class LoraFamily(Method[LoraConfigT]):
             way.written(model, folder)
 
     def _way(self) -> Any:
-        """How the adapter starts from the rows: a module with functions as above; None if it does not."""
+        """How the adapter starts from what is measured: a module with functions as above; None if it does not."""
         if self.config.init_lora_weights == "eva":
             from llamafarm_methods import _eva
 
@@ -71,6 +71,10 @@ class LoraFamily(Method[LoraConfigT]):
             from llamafarm_methods import _corda
 
             return _corda
+        if self.config.init_lora_weights == "loftq":
+            from llamafarm_methods import _loftq
+
+            return _loftq
         return None
 
     def learning_rates(self, model: nn.Module) -> Mapping[str, float]:

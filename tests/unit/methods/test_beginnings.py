@@ -193,8 +193,7 @@ def test_measuring_changes_neither_the_generators_nor_the_mode(base, tmp_path):
 
 def test_eva_on_a_base_in_4_bits(base, tmp_path):
     pytest.importorskip("bitsandbytes")
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
-    model = load(base, four)
+    model = load(base, four_bits())
     before = logits(model)
     adapted = apply(Qlora(QloraConfig(r=4, init_lora_weights="eva")), model, tmp_path)
     assert torch.allclose(logits(adapted), before, atol=1e-5)
@@ -233,13 +232,62 @@ def test_rows_that_show_nothing_are_said(base, tmp_path):
         Methods(adapted, [method], run).begin(SEEN, 0, TrainingConfig(), 5)
 
 
+def four_bits(**options):
+    return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32", **options}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("quantization", [four_bits(), {"load_in_8bit": True}], ids=["4", "8"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+def test_loftq_makes_up_for_as_much_as_its_rank_can(architecture, quantization, tiny_model_dir, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = tiny_model_dir(architecture)
+    run = RecordingRun(tmp_path)
+    method = Qlora(QloraConfig(r=6, alpha=3, init_lora_weights="loftq"))
+    adapted = apply(method, load(base, quantization), tmp_path, run)
+    whole = load(base)
+    for path, layer in layers(adapted).items():
+        weight = whole.get_submodule(path.removeprefix("base_model.model.")).weight.detach()
+        packed = peft.utils.integrations.dequantize_module_weight(layer.base_layer).float()
+        made = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        values = torch.linalg.svdvals(weight - packed)
+        # Eckart and Young: no product of that rank leaves less
+        assert torch.allclose((weight - packed - made).norm(), values[6:].norm(), rtol=1e-3)
+        assert values[:6].norm() > 0.1 * values.norm()
+    assert "with what quantization took, but for" in " ".join(str(event.fields.get("message")) for event in run.events)
+    losses = train(adapted)
+    assert losses[-1] < losses[0]
+    after = logits(adapted)
+    adapted.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    elsewhere = peft.PeftModel.from_pretrained(load(base, quantization), tmp_path / "saved")
+    assert torch.allclose(logits(elsewhere), after, atol=1e-5)
+
+
+def test_loftq_brings_the_answers_nearer_to_those_of_the_whole_base(base, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    whole, packed = logits(load(base)), logits(load(base, four_bits()))
+    for use_dora in (False, True):
+        method = Lora(LoraConfig(r=24, init_lora_weights="loftq", use_dora=use_dora))
+        begun = logits(apply(method, load(base, four_bits()), tmp_path))
+        assert (begun - whole).norm() < 0.7 * (packed - whole).norm()
+
+
+def test_loftq_needs_a_base_that_lost_something_and_its_files(base, tmp_path):
+    with pytest.raises(ModelError, match=r"this one is not quantized.*LF-MODEL-205"):
+        begin(lora("loftq"), base, tmp_path)
+    pytest.importorskip("bitsandbytes")
+    model = load(base, four_bits())
+    model.llamafarm_files = tmp_path
+    with pytest.raises(ModelError, match=r"is not in its files.*LF-MODEL-206"):
+        apply(lora("loftq"), model, tmp_path)
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {"eva_config": {"rho": 2}},
         {"init_lora_weights": "eva", "corda_config": {}},
         {"init_lora_weights": "lora_ga"},
-        {"init_lora_weights": "loftq"},
         {"init_lora_weights": "eva", "eva_config": {"rho": 0.5}},
     ],
 )
