@@ -146,7 +146,8 @@ class _Template:
         if start is None:
             start = content[0]
         end = content[1]
-        if mark and (token := self._token.search(text, end, mark[1])) and not text[token.end() : mark[1]].strip():
+        tokens = list(self._token.finditer(text, end, mark[1])) if mark else []
+        if mark and tokens and not text[tokens[-1].end() : mark[1]].strip():
             return Span(start, mark[1])
         limits = self._limits(text, turn, chat, end)
         end = limit = max(end, mark[1]) if mark else end
@@ -154,6 +155,8 @@ class _Template:
             limit = max(found, end)
             if token := self._token.search(text, end, limit):
                 return Span(start, token.end())
+        whole = self._token.search(text, end)
+        limit = min(limit, whole.start()) if whole else limit  # where turns end otherwise, no token is cut in two
         return Span(start, end + len(text[end:limit].rstrip()), close=turn.last)
 
     def _header_end(self, text: str, turn: Answer, chat: Chat) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import groupby
@@ -13,7 +14,6 @@ import pytest
 
 from llamafarm.api import BaseModelConfig, Example, MaskAuditConfig, Message, RowRef
 from llamafarm.data.audit import Auditor
-from llamafarm.data.render import renderer
 from llamafarm.data.tokens import IGNORED, tokenize
 from llamafarm.errors import LlamaFarmError, ModelError
 from llamafarm.models import trl_templates
@@ -60,9 +60,18 @@ WITH_SYSTEM = {
 TURNS = ("hi", "yes.", "sure?", "as said")
 # Ours → TRL's copy of the template of a model of that family.
 FAMILIES = {"gemma": "gemma", "gemma3": "gemma3", "llama3": "llama3", "phi": "phi3", "qwen": "qwen2_5"}
-# Of these TRL learns what closes an empty thought, which a template writes by itself; we cannot tell that from a header.
-MORE_BY_TRL = {"nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"}
+# TRL learns more of these: what closes an empty thought, which the template writes by itself; a second token behind the
+# first that ends an answer; the end of an earlier answer, which a template writes otherwise than that of the last one.
+MORE_BY_TRL = {
+    "nemotron_3_5_lightning": "</think>",
+    "nemotron_3_nano": "</think>",
+    "nemotron_3_super": "</think>",
+    "nemotron_3_ultra": "</think>",
+    "cohere2": "<|END_OF_TURN_TOKEN|>",
+    "gptoss": "<|end|>",
+}
 # They take pictures, and texts in pieces alone.
+ASKED = "<\N{FULLWIDTH VERTICAL LINE}Assistant\N{FULLWIDTH VERTICAL LINE}>"
 PICTURES = {"idefics3", "llava_next", "smolvlm"}
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="needs TRL (llamafarm[data])")
 
@@ -78,6 +87,11 @@ def shown(tokenizer: Any, row: Any) -> str:
         piece = tokenizer.decode([token for token, _ in group], clean_up_tokenization_spaces=False)
         text += f"⟦{piece}⟧" if learned else piece
     return text
+
+
+def parts(text: str) -> list[str]:
+    """What is learned, each stretch by itself."""
+    return re.findall("⟦(.*?)⟧", text, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +198,7 @@ def test_a_tokenizer_without_the_mark_up_is_refused(name: str, missing: str, tin
 
 def test_a_template_without_an_end_to_stop_at_is_refused(lab: Any) -> None:
     tokenizer = lab.byte_level()
-    tokenizer.eos_token = "."  # an ordinary piece of text
+    tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"template zephyr: the text that ends an answer is no token.*LF-TEMPLATE-031"):
         extended(tokenizer, BaseModelConfig(huggingface_id="x", template="zephyr"))
 
@@ -236,23 +250,18 @@ def test_the_marks_of_trl_and_the_differences_of_prefixes_agree(
     name: str, lab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As far as the model's own template writes the same text: two independent ways to find the answers."""
-    shipped = trl_templates.shipped()[name]
-    tokenizer = lab.byte_level(shipped.source)
-    tokenizer.add_tokens(sorted({*_mark_up(shipped.source), "<think>", "</think>"}))
-    examples = [lab.chat(*TURNS), lab.chat("hi", "yes.", system="brief")]
-    examples = [
-        one for one in examples if one.messages[0].role == "user" or "System role not supported" not in shipped.source
-    ]
-    by_trl = rows(tokenizer, *examples)
-    learned = [shown(tokenizer, row).split("⟦")[1:] for row in by_trl]
-    assert [[part.partition("⟧")[0] for part in parts] for parts in learned]
+    source = trl_templates.shipped()[name].source
+    tokenizer = lab.byte_level(source)
+    tokenizer.add_tokens(sorted({*re.findall(r"<\S+?>", source)} - {"<s>"}))
+    examples = [lab.chat(*TURNS)]
+    if "System role not supported" not in source:
+        examples.append(lab.chat("hi", "yes.", system="brief"))
+    by_trl = [parts(shown(tokenizer, row)) for row in rows(tokenizer, *examples)]
     monkeypatch.setattr("llamafarm.data.render.training_template", lambda _: None)
-    assert renderer(tokenizer)(examples[0]).text
-    by_prefixes = rows(tokenizer, *examples)
-    if name in MORE_BY_TRL:
-        assert ["</think>" in shown(tokenizer, row).partition("⟦")[2] for row in by_trl] == [True] * len(examples)
-        return
-    assert by_prefixes == by_trl
+    by_prefixes = [parts(shown(tokenizer, row)) for row in rows(tokenizer, *examples)]
+    more = MORE_BY_TRL.get(name, "")
+    assert [len(answers) for answers in by_trl] == [2, 1][: len(examples)]
+    assert by_prefixes == [[part.removeprefix(more).removesuffix(more) for part in answers] for answers in by_trl]
 
 
 @needs_trl
@@ -264,14 +273,8 @@ def test_the_marks_of_trl_are_used_only_with_its_own_template(lab: Any) -> None:
 
 @needs_trl
 def test_of_a_prompt_that_trl_marks_nothing_is_learned(lab: Any) -> None:
-    """TRL's template of DeepSeek marks `<｜Assistant｜>` too, with which a model is prompted."""
+    """TRL's template of DeepSeek marks the token of the assistant too, with which a model is prompted."""
     tokenizer = lab.byte_level(trl_templates.shipped()["deepseekv3"].source)
-    tokenizer.add_tokens(["<｜Assistant｜>", "<｜User｜>", "<｜end▁of▁sentence｜>"])
+    tokenizer.add_tokens([ASKED, ASKED.replace("Assistant", "User"), ASKED.replace("Assistant", "end▁of▁sentence")])
     (row,) = rows(tokenizer, lab.chat(*TURNS))
-    assert shown(tokenizer, row).count("<｜Assistant｜>⟦") == 2
-
-
-def _mark_up(template: str) -> set[str]:
-    import re
-
-    return set(re.findall(r"<[|｜][^<>|｜'\" ]+[|｜]>", template))
+    assert shown(tokenizer, row).count(f"{ASKED}⟦") == 2
