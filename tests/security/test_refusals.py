@@ -60,9 +60,9 @@ def test_rows_of_the_system(tmp_path: Path, target: str) -> None:
     refused(DataError, "LF-DATA-240", read, tmp_path / "rows.jsonl")
 
 
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a writable /dev/shm")  # noqa: S108
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a writable /dev/shm")
 def test_an_ordinary_file_is_one_wherever_it_is() -> None:
-    with tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=".jsonl") as file:  # noqa: S108
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=".jsonl") as file:
         read(Path(file.name))
 
 
