@@ -152,7 +152,9 @@ def marked(row: SeenRow, signs: tuple[str, str, str]) -> str:
 
 def _figures(row: SeenRow, limit: int) -> str:
     parts = [f"{row.tokens:,} tokens", f"{row.trained:,} trained ({share(row.trained / row.tokens)})"]
-    if row.whole > row.tokens:
+    if row.parts > 1:
+        parts.append(f"the first of {row.parts} rows, cut from {row.whole:,} tokens at max_seq_length {limit:,}")
+    elif row.whole > row.tokens:
         parts.append(f"cut from {row.whole:,} at max_seq_length {limit:,}")
     if not row.trained:
         parts.append("nothing to learn: dropped")
@@ -168,8 +170,11 @@ def _total_lines(totals: Totals, limit: int) -> list[str]:
     lines += [f"truncated at max_seq_length {limit:,}: {totals.truncated:,} rows ({cut})"]
     if totals.truncated:
         lines[-1] += f", of which {totals.lost_end:,} lose the end of their answer and {totals.lost_answer:,} all of it"
+        lost = share(totals.lost_tokens / max(totals.trained + totals.lost_tokens, 1))
+        lines.append(f"trained tokens that do not fit: {totals.lost_tokens:,} ({lost})")
     lines += [f"without a trained token: {totals.unlabelled:,} rows{' (dropped)' if totals.unlabelled else ''}"]
-    return [*lines, totals.audit] if totals.audit else lines
+    before = " (before rows are cut)" if totals.audit and totals.truncated else ""
+    return [*lines, f"{totals.audit}{before}"] if totals.audit else lines
 
 
 def _plain(value: SeenRow | Totals) -> dict[str, Any]:
