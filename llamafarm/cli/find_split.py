@@ -38,14 +38,13 @@ def find_split(
         hint = "usage: llamafarm find-split MODEL"
         raise UsageError.of("LF-USAGE-006", "no model is named", where=context.command_path, hint=hint)
     with hushed():
-        split = finder.find_split(load_tokenizer(BaseModelConfig(huggingface_id=model, template=template)))
+        tokenizer = load_tokenizer(BaseModelConfig(huggingface_id=model, template=template))
+        split, known = finder.find_split(tokenizer), finder.known_ids(model, len(tokenizer))
     if as_json:
         found = split.mask
-        session.result_json(
-            {**dataclasses.asdict(split), "flags": flags(found) if found else None, "known": finder.known_ids(model)}
-        )
+        session.result_json({**dataclasses.asdict(split), "flags": flags(found) if found else None, "known": known})
     else:
-        _show(session, split, finder.known_ids(model))
+        _show(session, split, known)
     split.require()
 
 

@@ -54,6 +54,7 @@ def test_a_strategy_and_what_is_cut(cli, tmp_path):
     assert "40 tokens" in ended.out
     assert "cut from" in ended.out
     assert "stop token '<|im_end|>' trained: NO" in ended.out
+    assert "40: 1 rows (33.3 %), of which 1 lose the end of their answer and 0 all of it" in ended.out
     assert "trained tokens that do not fit: 29 (" in ended.out
     assert "(before rows are cut)" in ended.out
     ended = cli("inspect", "mine.yaml", "--row", "3", "--set", "dataset.max_token_loss=1")
@@ -69,7 +70,6 @@ def test_a_row_that_is_cut_into_several(cli):
     assert "40 tokens · " in ended.out
     assert " · the first of 3 rows, cut from " in ended.out
     assert "stop token '<|im_end|>' trained: yes" in ended.out
-    assert "40: 1 rows (33.3 %), of which 1 lose the end of their answer and 0 all of it" in ended.out
 
 
 def test_json_holds_the_same(cli):
