@@ -82,6 +82,8 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     yield _Rule(
         "base_model.add_chatml_prompt_template", base.add_chatml_prompt_template, "it has templates by name", chatml
     )
+    named = f"set template: {base.template}, beside base_model: LLaMA-Factory's own names are given there"
+    yield _Rule("base_model.template", base.template is not None, "it has templates of its own by name", named)
     dtype = "LLaMA-Factory chooses it by training.bf16, fp16 and the device"
     yield _Rule("base_model.torch_dtype", base.torch_dtype != "auto", dtype, "leave it out")
     if reason := tokenizes_itself(config):

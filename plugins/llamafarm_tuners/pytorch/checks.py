@@ -13,6 +13,7 @@ from llamafarm.api import Decision, RunPlan
 from llamafarm.errors import NetworkError, Problem, nearest, one_of
 from llamafarm.models.hub import is_offline, require_cached
 from llamafarm.models.locate import locate
+from llamafarm.models.named_templates import problem_with
 from llamafarm.models.prequantized import library_problem, stored_as
 from llamafarm_tuners.pytorch.best import full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -48,6 +49,7 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
         _gpu,
         check_global_batch,
         _base,
+        _template,
         _quantization,
         _prequantized,
         _methods,
@@ -175,6 +177,12 @@ def _base(config: PytorchConfig, plan: RunPlan) -> Findings:
         yield Decision("base_model.device_map", "not used", "in training the whole model is on one device per process")
     if plan.device.count > 1:
         yield Decision("devices", f"1 of {plan.device.count}", "this process uses one device")
+
+
+def _template(config: PytorchConfig, plan: RunPlan) -> Findings:
+    path = "base_model.template"
+    if (name := config.base_model.template) and (problem := problem_with(name, plan.given.get(path, ""))):
+        yield problem
 
 
 def _base_format(config: PytorchConfig, plan: RunPlan, *, changes_base: bool) -> Findings:
