@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from llamafarm.cli.guard import run as run_command
 from llamafarm_tuners.llamafactory.environment import child_environment
 from llamafarm_tuners.llamafactory.older import older_files
-
-from .test_training import CHATS, PAIRS, answer, block, losses
 
 READ = """
 import json, sys, torch
@@ -29,19 +28,38 @@ ASKED = "Turn on the lämp 💡  in the kitchen"
 SHORT = {"max_steps": 2, "batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3}
 
 
+def block(dataset, **config):
+    return {"type": "llamafactory", "config": {"dataset": dataset, **config}}
+
+
 @pytest.fixture
 def pairs(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    rows = [{"prompt": f"Is it {n}?", "chosen": f"Yes, it is {n}.", "rejected": "I will not say."} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_judged_by_a_model_of_stage_rm(ppo, run_strategy, pairs, method):
-    judge = run_strategy(block(pairs, stage="rm", method=method, training={**SHORT, "save_strategy": "no"}))
+def test_judged_by_a_model_of_stage_rm(ppo, run_strategy, tiny_model_dir, pairs, method):
+    base = (
+        str(tiny_model_dir("llama")) if method == "full" else "builtin:tiny"
+    )  # whose embeddings are one with its head
+    judge = run_strategy(
+        block(pairs, stage="rm", method=method, base_model=base, training={**SHORT, "save_strategy": "no"})
+    )
     training = {**SHORT, "save_steps": 1}
     options = {"reward_model": str(judge.output_dir), "max_new_tokens": 6, "ppo_epochs": 2}
-    finished = run_strategy(block(CHATS, stage="ppo", method=method, training=training, **options))
+    finished = run_strategy(
+        block(
+            {"generate": {"name": "smart-home", "size": 60}},
+            stage="ppo",
+            method=method,
+            base_model=base,
+            training=training,
+            **options,
+        )
+    )
     folder = finished.output_dir
     place = folder / "llamafarm" / "llamafactory"
     assert json.loads((place / "train.yaml").read_text())["reward_model_type"] == method
@@ -49,13 +67,13 @@ def test_judged_by_a_model_of_stage_rm(ppo, run_strategy, pairs, method):
     assert [one["step"] for one in logs] == [1, 2]
     assert all(math.isfinite(one["reward"]) for one in logs)
     assert finished.result.metrics["train_steps"] == 2
-    assert isinstance(answer(folder), str)
+    assert run_command(["generate", "--model", str(folder), "--prompt", "Is it on?", "--max-new-tokens", "4"]) == 0
     assert not (place / "older").exists()
     weights = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
     assert (folder / weights).read_bytes() != (folder / "checkpoint-1" / weights).read_bytes()
     assert (folder / "training_reward.png").stat().st_size > 1000
     manifest = json.loads((folder / "llamafarm" / "manifest.json").read_text())
-    assert manifest["status"] == "finished"
+    assert manifest["status"] == "completed"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3", "mistral", "gemma", "gpt_neox"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,20 @@ def _adapter(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
         if spec.kind == "bos-scaling":
             message = "bos-scaling changes the model as it runs, which cannot be done from outside LLaMA-Factory"
             yield Problem("LF-STRATEGY-082", message, where, "use type: pytorch, or train without it")
-    _, problems = adapter_arguments(config, tuple(spec for spec in specs if spec.kind != "bos-scaling"), where)
+    found, problems = adapter_arguments(config, tuple(spec for spec in specs if spec.kind != "bos-scaling"), where)
     yield from problems
+    stage, how = stage_of(config), found["finetuning_type"]
+    if stage in ("rm", "ppo") and how in ("full", "freeze") and _tied(config):
+        message = f"stage {stage}: LLaMA-Factory cannot save a {how} model whose embeddings are one with its head"
+        yield Problem("LF-STRATEGY-083", message, where, "use lora, or another base")
+
+
+def _tied(config: LlamaFactoryConfig) -> bool:
+    folder = locate(config.base_model.huggingface_id or "").folder
+    described = folder / "config.json" if folder else None
+    if described is None or not described.is_file():
+        return False
+    return json.loads(described.read_text(encoding="utf-8")).get("tie_word_embeddings") is True
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ def problems(make, options, method=None):
             "LF-STRATEGY-083",
             "the best model",
         ),
+        ({"stage": "rm"}, {"type": "full"}, "LF-STRATEGY-083", "one with its head"),
         ({"stage": "dpo", "dataset": {"train_on_inputs": True}}, LORA, "LF-STRATEGY-083", "cannot learn prompts"),
         ({"training": {"curriculum": {"by": "words"}}}, LORA, "LF-STRATEGY-084", "type: pytorch"),
         ({"training": {"fp16": True}}, LORA, "LF-STRATEGY-084", "fp16 needs CUDA"),
