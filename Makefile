@@ -82,7 +82,7 @@ $(BIN)/python:
 SECONDS_EACH ?= 60
 fuzz: install-test
 	$(PIP) --no-deps atheris
-	cd tests/security && for target in strategy rows csv gzip model_config adapter_config template manifest; do \
+	cd tests/security && for target in strategy rows csv gzip model_config adapter_config template manifest checkpoint plugin; do \
 	  $(abspath $(BIN))/python fuzz.py $$target -max_total_time=$(SECONDS_EACH) || exit 1; \
 	done
 
