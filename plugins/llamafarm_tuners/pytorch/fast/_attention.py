@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from llamafarm_tuners.pytorch.fast._attend import attend, attend_backward
+from llamafarm_tuners.pytorch.fast._linear import batched_products_pay
 
 KERNEL = "llamafarm_documents"
 """The name under which transformers finds this; without documents in the call it is `sdpa`."""
@@ -72,10 +75,12 @@ def document_attention(
         )
         return result
     _require_plain(module, others)
-    dtype = query.dtype
+    dtype, lengths = query.dtype, cu_seq_lens_q.diff().tolist()
     if query.device.type == "cpu" and dtype != torch.float32:  # the kernel's way back is slow in half precision
         query, key, value = query.float(), key.float(), value.float()
-    lengths = cu_seq_lens_q.diff().tolist()
+    if query.device.type == "cpu" and not dropout and batched_products_pay():
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return _Documents.apply(query[0], key[0], value[0], lengths, scale)[None].to(dtype), None
     grouped = query.shape[1] != key.shape[1]
     parts = [
         functional.scaled_dot_product_attention(q, k, v, None, dropout, True, scale=scaling, enable_gqa=grouped)
@@ -124,3 +129,24 @@ def _require_plain(module: Any, others: Mapping[str, Any]) -> None:
     unknown = [name for name in _CHANGES_SCORES if others.get(name) is not None]
     if unknown or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'sight of later tokens'}")
+
+
+class _Documents(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+    """`attend`, with its way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], scale: float
+    ) -> torch.Tensor:
+        out = torch.empty((q.shape[1], len(q), v.shape[2]))
+        kept = attend((q, k, v), lengths, scale, out)
+        ctx.lengths, ctx.scale = lengths, scale
+        ctx.save_for_backward(q, k, v, out, *kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, *kept = ctx.saved_tensors
+        into = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        attend_backward(gradient.transpose(0, 1), (q, k, v), (out, kept), ctx.lengths, ctx.scale, into)
+        return (*into, None, None)
