@@ -22,8 +22,11 @@ from llamafarm_tuners.pytorch.journal import write_json
 STATE: Final = "training_state.json"
 WEIGHTS: Final = "training_state.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
+METHODS: Final = "methods"
+"""What the methods keep, among `Engine.others`."""
 OWN_FILES: Final = frozenset({STATE, WEIGHTS, OPTIMIZER})
 _VERSION: Final = 1
+_OF_METHODS: Final = f"state.others.{METHODS}."
 
 
 class Stateful(Protocol):
@@ -103,10 +106,14 @@ def snapshot(engine: Engine, step: int, *, copy: bool = True, host: bool = False
 def restore(engine: Engine, state: TrainingState) -> None:
     """Put a state back; the state stays as it is and can be put back again.
 
+    The methods come first: they may have changed the shapes of what is trained since.
+
     Raises:
         StrategyError: If the model, the optimizer or the schedule is not the one that it was taken of.
     """
     state = _copied(state)  # an optimizer keeps the tensors it is given, and changes them
+    if (methods := engine.others.get(METHODS)) is not None:
+        methods.load_state_dict(state.others.get(METHODS, {}))
     present = dict(trained_weights(engine.model))
     if present.keys() != state.weights.keys():
         odd = sorted(present.keys() ^ state.weights.keys())
@@ -124,7 +131,7 @@ def restore(engine: Engine, state: TrainingState) -> None:
     if state.scaler is not None and engine.accelerator.scaler is not None:
         engine.accelerator.scaler.load_state_dict(state.scaler)
     for name, other in engine.others.items():
-        if name in state.others:
+        if name in state.others and name != METHODS:
             other.load_state_dict(state.others[name])
     rank = engine.accelerator.process_index
     if rank < len(state.random):
@@ -174,6 +181,15 @@ def read_state(folder: Path) -> TrainingState:
         rest["others"],
         tuple(described["random"]),
     )
+
+
+def read_methods(folder: Path) -> Mapping[str, Any]:
+    """Of a state that `write_state` wrote, what the methods keep."""
+    described = json.loads((folder / STATE).read_text(encoding="utf-8"))["others"].get(METHODS, {})
+    with safe_open(folder / WEIGHTS, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(_OF_METHODS)}  # noqa: SIM118  # no mapping
+    state: Mapping[str, Any] = unpack(described, tensors)
+    return state
 
 
 class _Saved:

@@ -75,6 +75,8 @@ def write_model(trained: Trained, folder: Path) -> None:
         _drop_private_path(folder / "config.json")
     trained.tokenizer.save_pretrained(folder)
     write_methods(folder, trained.methods, trained.model)
+    for method in trained.methods:
+        method.written(trained.model, folder)
     card = model_card(trained.base_name, trained.facts, trained.adapter_kind)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

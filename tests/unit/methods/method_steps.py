@@ -13,6 +13,7 @@ from llamafarm.core.registry import load_registry
 from llamafarm.core.trained import load_trained
 from llamafarm.models._load import load_for_generation, load_model
 from llamafarm.testing.run_context import RecordingRun
+from llamafarm_tuners.pytorch._checkpoints import restore_weights
 from llamafarm_tuners.pytorch._store import Trained, write_model
 
 ROWS = torch.tensor([[1, 20, 30, 40, 50, 60], [1, 21, 31, 41, 51, 61]])
@@ -48,6 +49,11 @@ def train(model: Any, steps: int = 4, rate: float = 1e-2) -> list[float]:
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def put_back(model: Any, method: Method[Any], folder: Path) -> None:
+    """As a run does with its best checkpoint."""
+    restore_weights(Trained(model, None, "", "", methods=(method,)), folder)
 
 
 def digest(parameters: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 import peft
 import pytest
 import torch
-from method_steps import ROWS, apply, digest, load, logits, saved_and_loaded, train, trained
+from method_steps import ROWS, apply, digest, load, logits, put_back, saved_and_loaded, train, trained
 from pydantic import ValidationError
 
 from llamafarm.errors import ModelError
@@ -18,7 +18,6 @@ from llamafarm.models.vocabulary import Additions, remember_additions
 from llamafarm.testing.run_context import RecordingRun
 from llamafarm_methods.bridged import BRIDGED
 from llamafarm_methods.freeze import Freeze, FreezeConfig
-from llamafarm_tuners.pytorch._checkpoints import restore_weights
 from llamafarm_tuners.pytorch.tuner import BRIDGED as RUN_BY_THE_TUNER
 
 SMALL = {
@@ -75,7 +74,7 @@ def test_learns_and_comes_back_and_merges(name, architecture, tiny_model_dir, tm
     loaded = saved_and_loaded(adapted, method, base, tmp_path / "saved")
     assert torch.allclose(logits(loaded), after, atol=1e-6)
     train(adapted, steps=1)
-    restore_weights(adapted, tmp_path / "saved")
+    put_back(adapted, method, tmp_path / "saved")
     assert torch.allclose(logits(adapted), after, atol=1e-6), "a checkpoint goes back into the model it was made of"
     if method.adapter().unmergeable:
         return
