@@ -59,6 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optim": "sgd"},
     "qlora": {"method": "qlora", "options": {"dropout": 0.1}, "held_out": 4, "eval_strategy": "steps", "eval_steps": 2},
     "8-bit optimizer": {"optim": "adamw_8bit", "options": {"r": 64, "dropout": 0.1}},
+    "growing rank": {"options": {"ranks": [2, 4, 8], "dropout": 0.1}, "held_out": 4, "eval_steps": 2},
+    "growing dora": {"method": "dora", "options": {"ranks": [2, 5], "dropout": 0.1}, "packing": True, "batch_size": 1},
     "evaluation": {"held_out": 6, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True},
     "worse-and-worse": {
         "held_out": 6,
