@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -78,7 +79,9 @@ def load_model(
     if not quantization and device == "cpu" and stored == "gptq":
         arguments["quantization_config"] = gptq_with_gradients()
     # libraries of such formats print banners on the way; what a command gives out stays its own
-    with explained(located, "model"), redirect_stdout(sys.stderr) if stored else nullcontext():
+    aside = redirect_stdout(sys.stderr) if stored else nullcontext()
+    with explained(located, "model"), aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`", category=UserWarning)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     keep_weights_as_packed(model)
     return model

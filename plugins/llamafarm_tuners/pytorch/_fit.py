@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -21,6 +22,7 @@ from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST, Found, newest, recover
+from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import (
@@ -96,6 +98,7 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 def _carry_out(job: Fit) -> TrainingResult:
     plan, accelerator = job.plan, job.accelerator
     _require_one_process(job)
+    _require_agreement(job)
     found = _found(job)
     job.kept = read_methods(found.checkpoint) if found.checkpoint is not None else None
     work, parameters = prepare(job)
@@ -114,6 +117,15 @@ def _carry_out(job: Fit) -> TrainingResult:
             method.finish(work.trained.model, job.run)
     accelerator.wait_for_everyone()
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
+
+
+def _require_agreement(job: Fit) -> None:
+    """Check that all processes go on from a checkpoint, or none: each has looked at the folder by itself."""
+    going_on = float(job.plan.resume is not None)
+    total = sum_over_processes(torch.tensor([going_on], dtype=torch.float64), job.accelerator).item()
+    if total not in (0, job.accelerator.num_processes):
+        message = f"{total:g} of {job.accelerator.num_processes} processes found a run to go on with, the others none"
+        raise StrategyError.of("LF-TRAIN-079", message, hint="name it with --resume, or start in another folder")
 
 
 def _require_one_process(job: Fit) -> None:

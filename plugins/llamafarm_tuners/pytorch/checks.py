@@ -24,6 +24,7 @@ from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
 from llamafarm_tuners.pytorch.packs import check_packing
 from llamafarm_tuners.pytorch.precision import autocast, base_format, computes, quantization, trains_parts
 from llamafarm_tuners.pytorch.schedule import happens
+from llamafarm_tuners.pytorch.sharding import check_sharding
 from llamafarm_tuners.pytorch.tasks import metric_names
 
 Findings = Iterator[Problem | Decision]
@@ -46,6 +47,7 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
         _methods,
         _optimizer,
         _growing,
+        check_sharding,
         _evaluation,
         _reports,
         _hub,
