@@ -59,6 +59,8 @@ def test_two_processes_are_one_run(folder: Path) -> None:
     assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
     saved = {name: Path("two", name).read_bytes() for name in ("adapter_model.safetensors", "bos_zero_config.json")}
 
+    manifest = Path("two/llamafarm/manifest.json")  # as a run leaves it that was killed
+    manifest.write_text(manifest.read_text().replace('"status": "completed"', '"status": "running"'))
     resumed = launched(ACCELERATE, "train", "--resume", "two/checkpoint-2")
     assert resumed.returncode == 0, resumed.stderr
     assert "the result is that of a run that was never stopped" in resumed.stderr

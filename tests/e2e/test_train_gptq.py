@@ -13,7 +13,12 @@ from llamafarm.cli.guard import run as run_command
 from llamafarm.models._load import load_model
 from llamafarm.testing.rows import make_fields
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # the library leaves its folders to the collector
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TEXT = "Turn on the light in the kitchen. The light in the kitchen is on. Lock the front door and set the alarm."
 
@@ -53,7 +58,9 @@ def test_it_is_trained_and_used_and_never_merged(base, tmp_path: Path, monkeypat
     assert losses[-1] < losses[0]
     capfd.readouterr()
     assert run_command(["evaluate", "out", "--data", "data.jsonl", "--max-samples", "4", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["results"], "banners of the library do not stand in the result"
+    assert json.loads(capfd.readouterr().out)["generation_samples"] == {}, (
+        "banners of the library do not stand in the result"
+    )
     assert run_command(["export", "out", "--to", "merged"]) == 4
     assert "stored by gptq" in capfd.readouterr().err
     assert run_command(["export", "out", "--to", "adapter", "--output", "adapter"]) == 0
