@@ -111,7 +111,7 @@ class FineTuner(Component[TunerConfigT]):
 
     Attributes:
         adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
-        backend: The program that it runs in an environment of its own, if it does.
+        backends: The programs that it runs in environments of their own, if it does.
         resumes: Whether it goes on from `RunPlan.resume`.
         processes: Whether several processes, each started with the same arguments, train together.
     """
@@ -120,7 +120,7 @@ class FineTuner(Component[TunerConfigT]):
     resumes: ClassVar[bool] = False
     processes: ClassVar[bool] = False
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
-    backend: ClassVar[Backend | None] = None
+    backends: ClassVar[tuple[Backend, ...]] = ()
 
     @classmethod
     def default_method(cls, given: Mapping[str, Any]) -> str | None:  # noqa: ARG003  # for overriders

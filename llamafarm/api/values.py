@@ -59,6 +59,7 @@ class AdapterSpec:
         unmergeable: Why it cannot be merged into the base; empty when it can.
         refuses: Settings that it cannot be trained with, as dotted paths (`training.packing`) → the reason.
         grows: Its parameters change their shapes while they are trained.
+        kept: Values that it keeps in training for each trained one, beside the gradient and the optimizer's state.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class AdapterSpec:
     unmergeable: str = ""
     refuses: Mapping[str, str] = field(default_factory=dict)
     grows: bool = False
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

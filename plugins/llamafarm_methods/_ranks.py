@@ -3,17 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from llamafarm.api import RunContext, TrainingStart, TrainingStep
+from llamafarm.models.adapter_config import read_adapter_config
+from llamafarm_methods.config import LoraConfig
+from llamafarm_methods.ranks import rank_at, require_steps
+
 NAME = "default"
 """PEFT's name of the adapter."""
 
 _DRAWN = 0x5EED
+
+
+def begin(model: nn.Module, config: LoraConfig, start: TrainingStart, run: RunContext) -> None:  # noqa: ARG001  # as all ways
+    """Say with which rank training begins.
+
+    Raises:
+        StrategyError: If there are fewer steps than ranks.
+    """
+    require_steps(start.steps, config.ranks)
+    run.emit("notice", message=f"Training with rank {config.first_rank}")
+
+
+def stepped(model: nn.Module, config: LoraConfig, step: TrainingStep, run: RunContext) -> None:
+    """Keep what a rank has learned in a folder of its own, and go on with the next."""
+    now, coming = rank_of(model), rank_at(step.step + 1, step.steps, config.ranks)
+    if coming != now or step.step == step.steps:
+        step.save(f"checkpoint_r{now}")
+    if coming != now:
+        resize(model, coming, step.optimizer.state, run.seed)
+        run.emit("notice", message=f"Training with rank {coming}")
+
+
+def state(model: nn.Module) -> Mapping[str, Any]:
+    """The rank of now."""
+    return {"rank": rank_of(model)}
+
+
+def load_state(model: nn.Module, config: LoraConfig, state: Mapping[str, Any]) -> None:  # noqa: ARG001  # as all ways
+    """Bring the adapters to the rank that they had."""
+    resize(model, int(state["rank"]))
+
+
+def put_back(model: nn.Module, folder: Path) -> bool:
+    """Bring the adapters to the rank of what is put back."""
+    resize(model, int(read_adapter_config(folder)["r"]))
+    return False
+
+
+def written(model: nn.Module, folder: Path) -> None:
+    """What is saved is what others load."""
 
 
 def rank_of(model: Any) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llamafarm.api import AdapterSpec, Method, RunContext, TrainingStart, TrainingStep
+from llamafarm_methods.beginnings import takes_apart
 from llamafarm_methods.config import LoraConfig
-from llamafarm_methods.ranks import rank_at, require_steps
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
 LoraConfigT = TypeVar("LoraConfigT", bound=LoraConfig)
@@ -33,55 +32,64 @@ class LoraFamily(Method[LoraConfigT]):
             bits=_bits(self.config),
             refuses={"training.torch_compile": "what is compiled has the first rank"} if self.config.ranks else {},
             grows=bool(self.config.ranks),
+            kept=int(self.config.init_lora_weights == "corda"),  # what the base gave away
         )
 
     def begin(self, model: nn.Module, start: TrainingStart, run: RunContext) -> None:
-        """Say with which rank training begins, where it grows.
+        """Measure the rows, or what quantization took, if the adapter starts from that; or begin with the first rank.
 
         Raises:
+            ModelError: If it cannot be measured.
             StrategyError: If there are fewer steps than ranks.
         """
-        if self.config.ranks:
-            require_steps(start.steps, self.config.ranks)
-            run.emit("notice", message=f"Training with rank {self.config.first_rank}")
+        if way := self._way():
+            way.begin(model, self.config, start, run)
 
     def stepped(self, model: nn.Module, step: TrainingStep, run: RunContext) -> None:
-        """Keep what a rank has learned in a folder of its own, and go on with the next."""
-        ranks = self.config.ranks
-        if not ranks:
-            return
-        from llamafarm_methods._ranks import rank_of, resize
+        """Go on with the next rank, if it is time."""
+        if self.config.ranks:
+            from llamafarm_methods import _ranks
 
-        now = rank_of(model)
-        coming = rank_at(step.step + 1, step.steps, ranks)
-        if coming != now or step.step == step.steps:
-            step.save(f"checkpoint_r{now}")
-        if coming != now:
-            resize(model, coming, step.optimizer.state, run.seed)
-            run.emit("notice", message=f"Training with rank {coming}")
+            _ranks.stepped(model, self.config, step, run)
 
     def state(self, model: nn.Module) -> Mapping[str, Any]:
-        """The rank of now, where it grows."""
-        if not self.config.ranks:
-            return {}
-        from llamafarm_methods._ranks import rank_of
-
-        return {"rank": rank_of(model)}
+        """What the rows showed, or the rank of now."""
+        found: Mapping[str, Any] = way.state(model) if (way := self._way()) else {}
+        return found
 
     def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """Bring the adapters to the rank that they had."""
-        from llamafarm_methods._ranks import resize
-
-        resize(model, int(state["rank"]))
+        """Begin as before, without the rows."""
+        if way := self._way():
+            way.load_state(model, self.config, state)
 
     def put_back(self, model: nn.Module, folder: Path) -> bool:
-        """Bring the adapters to the rank of what is put back."""
-        if self.config.ranks:
-            from llamafarm.models.adapter_config import read_adapter_config
-            from llamafarm_methods._ranks import resize
+        """As the training has it, where the saved adapter is another one."""
+        return bool(way.put_back(model, folder)) if (way := self._way()) else False
 
-            resize(model, int(read_adapter_config(folder)["r"]))
-        return False
+    def written(self, model: nn.Module, folder: Path) -> None:
+        """Make the saved adapter one for the base as it was."""
+        if way := self._way():
+            way.written(model, folder)
+
+    def _way(self) -> Any:
+        """How the adapter starts from what is measured, or grows: a module with functions as above; None: neither."""
+        if self.config.ranks:
+            from llamafarm_methods import _ranks
+
+            return _ranks
+        if self.config.init_lora_weights == "eva":
+            from llamafarm_methods import _eva
+
+            return _eva
+        if self.config.init_lora_weights == "corda":
+            from llamafarm_methods import _corda
+
+            return _corda
+        if self.config.init_lora_weights == "loftq":
+            from llamafarm_methods import _loftq
+
+            return _loftq
+        return None
 
     def learning_rates(self, model: nn.Module) -> Mapping[str, float]:
         """LoRA+: the B matrices learn faster."""
@@ -112,6 +120,6 @@ class Lora(LoraFamily[LoraConfig]):
 
 
 def _bits(config: LoraConfig) -> frozenset[int]:
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(("pissa", "olora")):
+    if takes_apart(config.init_lora_weights):
         return frozenset()
     return frozenset({4}) if config.use_dora else frozenset({4, 8})

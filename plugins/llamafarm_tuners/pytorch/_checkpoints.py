@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from llamafarm.errors import DiskError
 from llamafarm.models.checkpoint import CHECKPOINT_FILE, damage, read_manifest, write_manifest
@@ -173,10 +174,10 @@ def restore_weights(trained: Trained, folder: Path) -> None:
 
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
         return
-    from transformers import AutoModelForCausalLM
-
-    weights = AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype)
-    model.load_state_dict(weights.state_dict())
+    assert isinstance(model, PreTrainedModel)  # of the same class: code that a model brings is not looked up again
+    dtype = next(model.parameters()).dtype
+    saved = type(model).from_pretrained(folder, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

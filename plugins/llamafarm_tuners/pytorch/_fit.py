@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingConfig, TrainingResult
 from llamafarm.data.questions import questions
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
@@ -48,6 +48,7 @@ from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.identity import identity
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
+from llamafarm_tuners.pytorch.kernels import unusable_liger
 from llamafarm_tuners.pytorch.packs import packed_rows
 from llamafarm_tuners.pytorch.precision import Autocast, autocast
 from llamafarm_tuners.pytorch.schedule import plan_sizes
@@ -152,10 +153,14 @@ def _found(job: Fit) -> Found:
 
 def paths_of(job: Fit, work: Work) -> AbstractContextManager[Paths]:
     """The ways in which the model computes while it is trained; a compiled one computes in its own."""
-    training, device = work.training, job.accelerator.device
-    wanted = Wanted.nothing() if training.torch_compile else Wanted(layers=training.fused)
-    rows = [*work.rows, *work.held_out]
+    device, rows = job.accelerator.device, [*work.rows, *work.held_out]
+    wanted = Wanted.nothing() if work.training.torch_compile else ways(work.training, job.plan)
     return fast_paths(moved(work.trained.model, device), rows, device, job.run, wanted, job.accelerator.autocast)
+
+
+def ways(training: TrainingConfig, plan: RunPlan) -> Wanted:
+    """Which of the faster ways a run may take."""
+    return Wanted(layers=training.fused, liger=training.use_liger_kernel and unusable_liger(plan) is None)
 
 
 def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:

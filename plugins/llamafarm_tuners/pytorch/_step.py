@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,14 @@ from transformers.optimization import get_scheduler
 
 from llamafarm.api import TrainingConfig
 from llamafarm.errors import HardwareError, ModelError
+from llamafarm.models.inner import transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, masked
 from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._memory import Attempt, MicroBatch, find_micro_batch, is_out_of_memory
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import moved
+from llamafarm_tuners.pytorch._offload import ActivationsAway
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
@@ -164,14 +166,18 @@ class Stepper:
         for batch in batches:
             waits = nullcontext() if batch is batches[-1] else accelerator.no_sync(self.model)
             with waits:
-                with autocast(accelerator):
-                    total, _ = token_losses(
-                        self.model, batch.to(accelerator.device), selective=paths.selective, head=paths.head
-                    )
+                with autocast(accelerator), self._away():
+                    there = batch.to(accelerator.device, pin=self.work.training.dataloader_pin_memory)
+                    total, _ = token_losses(self.model, there, selective=paths.selective, head=paths.head)
                 penalty = self.work.methods.penalty() if batch is batches[-1] else None
                 accelerator.backward(total * scale if penalty is None else total * scale + penalty)
             loss += total.detach()
         return Gradient(loss, labels, sum(b.tokens for b in batches))
+
+    def _away(self) -> AbstractContextManager[Any]:
+        """Where activations are kept."""
+        offloaded = self.work.training.activation_offloading and self.work.accelerator.device.type == "cuda"
+        return ActivationsAway(self.model) if offloaded else nullcontext()
 
     def batches(self, micro_steps: Sequence[Sequence[int]]) -> list[Batch]:
         """A step's rows as tensors, in the parts that go through the model one after the other."""
@@ -300,7 +306,7 @@ def _placed(work: Work) -> nn.Module:
 
 
 def _recompute_activations(model: Any) -> None:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = transformers_model(model)
     # transformers 5.20 renamed it, and warns of the old name
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
     enable({"use_reentrant": False})

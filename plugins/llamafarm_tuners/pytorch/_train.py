@@ -19,7 +19,16 @@ from llamafarm_tuners.pytorch._diagnosis import keep_broken
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._recovery import Recovery
 from llamafarm_tuners.pytorch._report import Report
-from llamafarm_tuners.pytorch._state import METHODS, Engine, Stateful, TrainingState, read_state, restore, snapshot
+from llamafarm_tuners.pytorch._state import (
+    METHODS,
+    Engine,
+    Stateful,
+    TrainingState,
+    read_state,
+    restore,
+    snapshot,
+    understood,
+)
 from llamafarm_tuners.pytorch._step import Stepper, Work
 from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.guard import Offence
@@ -155,8 +164,9 @@ class _Training:
             self.run.emit("notice", message="there is no checkpoint yet: training starts from the beginning")
             return 0
         reasons = self._reasons(self.work.folder / f"checkpoint-{state.step}")
-        self.recovery.resume(state)
-        restore(self.engine, state)
+        with understood(self.work.folder / f"checkpoint-{state.step}"):
+            self.recovery.resume(state)
+            restore(self.engine, state)
         if self.report.active:
             self.checkpoints.require_best(self.best.step, self._warn)
         self.work.accelerator.wait_for_everyone()

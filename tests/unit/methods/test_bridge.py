@@ -30,7 +30,9 @@ SMALL = {
     "road": {"group_size": 32},
     "c3a": {"block_size": 16},
     "hira": {"r": 8},
+    "boft": {"boft_block_size": 8, "boft_n_butterfly_factor": 2},
     "prompt-tuning": {"num_virtual_tokens": 4},
+    "p-tuning": {"num_virtual_tokens": 4},
     "prefix-tuning": {"num_virtual_tokens": 4},
 }
 BY_NAME = {method.name: method for method in BRIDGED}
@@ -103,7 +105,7 @@ def test_stands_on_a_base_of_the_widths_that_it_says(name, width, tiny_model_dir
     assert torch.allclose(logits(build(name).restore(loaded, tmp_path)), after, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning"])
+@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning", "p-tuning"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_virtual_tokens_change_the_answers_but_not_their_places(name, architecture, tiny_model_dir, tmp_path):
     base = tiny_model_dir(architecture)
@@ -122,7 +124,7 @@ def test_virtual_tokens_change_the_answers_but_not_their_places(name, architectu
         assert torch.allclose(output[:, :6], every, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning"])
+@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning", "p-tuning"])
 def test_generation_with_virtual_tokens_is_that_of_a_loop_without_cache(name, tiny_model_dir, tmp_path):
     base = tiny_model_dir("llama")
     adapted = apply(build(name), load(base), tmp_path)

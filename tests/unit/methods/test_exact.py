@@ -6,6 +6,7 @@ import pytest
 import torch
 from method_steps import apply, digest, load, logits, put_back, saved_and_loaded, train, trained
 
+from llamafarm_methods.beginnings import CordaConfig
 from llamafarm_methods.config import DoraConfig, LoraConfig
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.lora import Lora
@@ -22,6 +23,24 @@ VARIANTS = {
     "pissa_niter": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="pissa_niter_2")),
     "olora": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="olora")),
     "orthogonal": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="orthogonal")),
+    "eva": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="eva")),
+    "eva, biases": lambda mlp: Lora(
+        LoraConfig(r=4, init_lora_weights="eva", bias="all", use_rslora=True, rank_pattern={mlp: 6})
+    ),
+    "corda": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="corda")),
+    "corda, patterns": lambda mlp: Lora(
+        LoraConfig(
+            r=4,
+            init_lora_weights="corda",
+            corda_config=CordaConfig(corda_method="kpm", samples=8),
+            use_rslora=True,
+            rank_pattern={mlp: 2},
+            alpha_pattern={mlp: 3},
+            trainable_token_indices=[1, 20],
+        )
+    ),
+    "corda, dora": lambda mlp: Dora(DoraConfig(r=4, init_lora_weights="corda")),
+    "eva, dora": lambda mlp: Dora(DoraConfig(r=4, init_lora_weights="eva")),
     "all biases": lambda mlp: Lora(LoraConfig(r=4, bias="all")),
     "adapted biases": lambda mlp: Lora(LoraConfig(r=4, bias="lora_only", target_modules=mlp)),
     "whole modules": lambda mlp: Lora(
