@@ -107,7 +107,9 @@ def train(
 
     Without a strategy, --model and --dataset make one: LoRA with the defaults.
     """
+    from llamafarm.api.launch import is_follower
     from llamafarm.core.estimate import quietly
+    from llamafarm.core.follow import follow
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
@@ -119,6 +121,10 @@ def train(
     flags = (*flags_from(context, FLAGS), *_export_flags(export_to, ollama=export_ollama, gguf=export_gguf))
     request = Request(strategy, flags, tuple(sets or ()))
     loaded, planned = prepared(request, registry, resume, allow_changes=allow_changes)
+    if is_follower():
+        if not dry_run:
+            follow(loaded, planned)
+        return
     if dry_run:
         for notice in loaded.notices:
             session.notice(notice)
@@ -153,12 +159,17 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Go on with a run that was interrupted, as `train --resume` does."""
+    from llamafarm.api.launch import is_follower
+    from llamafarm.core.follow import follow
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
 
     session, registry = session_of(context), load_registry()
     loaded, planned = prepared(Request(None, sets=tuple(sets or ())), registry, run, allow_changes=allow_changes)
+    if is_follower():
+        follow(loaded, planned)
+        return
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
         outcome = run_training(loaded, planned, registry, story)

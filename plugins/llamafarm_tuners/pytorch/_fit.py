@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -21,6 +22,7 @@ from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST, Found, newest, recover
+from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import (
@@ -96,6 +98,8 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 
 def _carry_out(job: Fit) -> TrainingResult:
     plan, accelerator = job.plan, job.accelerator
+    _require_one_process(job)
+    _require_agreement(job)
     found = _found(job)
     job.kept = read_methods(found.checkpoint) if found.checkpoint is not None else None
     work, parameters = prepare(job)
@@ -103,6 +107,7 @@ def _carry_out(job: Fit) -> TrainingResult:
         job.run.emit("phase", name="training")
         with compiled(work.trained.model, work.training, plan), paths_of(job, work) as paths:
             course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity, found))
+        parameters = count_parameters(work.trained.model)  # methods may have changed them
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
         if accelerator.is_main_process:
@@ -113,6 +118,25 @@ def _carry_out(job: Fit) -> TrainingResult:
             method.finish(work.trained.model, job.run)
     accelerator.wait_for_everyone()
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
+
+
+def _require_agreement(job: Fit) -> None:
+    """Check that all processes go on from a checkpoint, or none: each has looked at the folder by itself."""
+    going_on = float(job.plan.resume is not None)
+    total = sum_over_processes(torch.tensor([going_on], dtype=torch.float64), job.accelerator).item()
+    if total not in (0, job.accelerator.num_processes):
+        message = f"{total:g} of {job.accelerator.num_processes} processes found a run to go on with, the others none"
+        raise StrategyError.of("LF-TRAIN-079", message, hint="name it with --resume, or start in another folder")
+
+
+def _require_one_process(job: Fit) -> None:
+    """Refuse parameters that grow where processes add up gradients in places that are laid out once."""
+    growing = next((method.name for method in job.plan.methods if method.adapter().grows), None)
+    if growing and job.accelerator.num_processes > 1:
+        message = (
+            f"{growing!r} grows while it is trained, which {job.accelerator.num_processes} processes cannot follow"
+        )
+        raise StrategyError.of("LF-TRAIN-076", message, hint="start one process, or train with one rank (r)")
 
 
 def _found(job: Fit) -> Found:
@@ -175,7 +199,7 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     names = " + ".join(method.name for method in plan.methods)
     counts = count_parameters(model)
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
-    facts = {"method": names, "trained parameters": f"{counts[0]:,} of {counts[1]:,}", "training rows": len(rows)}
+    facts = {"method": names, _TRAINED: _share(counts), "training rows": len(rows)}
     trained = replace(trained, model=model, facts=facts, methods=plan.methods)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, methods, hard, tasks)
@@ -244,7 +268,8 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
     """Write the result and its figures into the run directory; the trainer's log gets its last line."""
     folder = job.plan.output_dir
     measured = {f"{name.replace('_', ' ')}": f"{value:.4g}" for name, value in metrics.items() if name in _ON_THE_CARD}
-    final = replace(trained, facts={**trained.facts, **measured})
+    counted = {_TRAINED: _share(count_parameters(trained.model))}
+    final = replace(trained, facts={**trained.facts, **counted, **measured})
     with merged_into(folder) as temporary:
         write_model(final, temporary)
         train_results = {name: value for name, value in metrics.items() if not name.startswith(("eval_", "exact_"))}
@@ -265,7 +290,12 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
         job.run.emit("notice", message=f"uploaded to {job.config.training.hub_model_id}")
 
 
+_TRAINED = "trained parameters"
 _ON_THE_CARD = ("train_loss", "eval_loss", "eval_token_accuracy", "eval_perplexity", "exact_match_base", "exact_match")
+
+
+def _share(counts: tuple[int, int]) -> str:
+    return f"{counts[0]:,} of {counts[1]:,}"
 
 
 def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:

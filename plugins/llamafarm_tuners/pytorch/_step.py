@@ -83,6 +83,10 @@ class Gradient:
     tokens: int
 
 
+def _not_saved(_name: str, _step: int) -> None:
+    """For steps that are taken to look at them."""
+
+
 class Stepper:
     """Takes optimizer steps: the model, its optimizer and its schedule.
 
@@ -91,8 +95,10 @@ class Stepper:
         attempt: What was there before the step that is being taken.
     """
 
-    def __init__(self, work: Work, sizes: Sizes, emit: Callable[..., object]) -> None:
-        self.work, self.sizes = work, sizes
+    def __init__(
+        self, work: Work, sizes: Sizes, emit: Callable[..., object], save_as: Callable[[str, int], None] = _not_saved
+    ) -> None:
+        self.work, self.sizes, self._save_as = work, sizes, save_as
         self.model = _placed(work)
         self.optimizer = work.accelerator.prepare_optimizer(
             build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
@@ -214,7 +220,7 @@ class Stepper:
         self.optimizer.step()
         skipped = accelerator.optimizer_step_was_skipped
         if not skipped:
-            self.work.methods.stepped(step, self.sizes.steps, self.optimizer)
+            self.work.methods.stepped(step, self.sizes.steps, self.optimizer, lambda name: self._save_as(name, step))
         self.optimizer.zero_grad()
         if not skipped:
             self.scheduler.step()

@@ -122,7 +122,7 @@ class _Training:
         self.work, self.run, self.continuation = work, run, continuation
         self.sizes = sizes = plan_sizes(len(work.rows), training, accelerator.num_processes)
         self.best = BestSoFar(training)
-        self.stepper = Stepper(work, sizes, run.emit)
+        self.stepper = Stepper(work, sizes, run.emit, self._save_as)
         self.recovery = Recovery(training.guard, run, self.stepper.patient)
         self.checkpoints = Checkpoints(
             work.folder,
@@ -257,6 +257,9 @@ class _Training:
         message = f"{micro.limit} of the {rows} rows of a step go through the model at a time, tried with the longest"
         self.run.emit("micro_batch", step=step, rows=micro.limit)
         self.run.emit("notice", message=message)
+
+    def _save_as(self, name: str, step: int) -> None:
+        self._written(step, lambda: self.checkpoints.save_as(name, step), best=False)
 
     def _saved(self, step: int, state: TrainingState) -> Path:
         return self.checkpoints.save(step, self.best.step, state)
