@@ -31,6 +31,7 @@ test: lint types
 LLAMAFACTORY_HOME ?= $(CURDIR)/.llamafactory
 test-llamafactory: install-test
 	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends setup llamafactory
+	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends setup llamafactory-ppo
 	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends check llamafactory --parity
 	LLAMAFACTORY_HOME=$(LLAMAFACTORY_HOME) $(BIN)/python -m pytest tests/llamafactory
 

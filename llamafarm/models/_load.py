@@ -14,11 +14,13 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._adapter import (
     adapter_config,
+    blocks_without_compiling,
     check_patterns,
     check_tensors,
     repeatable,
     without_idle_warnings,
 )
+from llamafarm.models._files import remember_files
 from llamafarm.models._quantize import gptq_with_gradients, keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -77,6 +79,7 @@ def load_model(
     with explained(located, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     keep_weights_as_packed(model)
+    remember_files(model, located, config)
     return model
 
 
@@ -144,6 +147,7 @@ def _load_adapter(
     name_special_tokens(loaded, tokenizer)
     described = adapter_config(located.folder)
     check_patterns(loaded, described, located.given)
+    blocks_without_compiling()
     with explained(located, "adapter"), repeatable(), without_idle_warnings():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder), config=described)
     check_tensors(adapted, located.folder)

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from llamafarm.models.inner import transformers_model
-from llamafarm_tuners.pytorch.fast._attention import KERNEL
+from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE
 
-_SDPA: Final = ("sdpa", KERNEL)
+_SDPA: Final = ("sdpa", KERNEL, VARIABLE)
 _SIXTEEN: Final = (torch.bfloat16, torch.float16)
 
 

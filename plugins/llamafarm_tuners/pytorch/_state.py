@@ -24,8 +24,11 @@ from llamafarm_tuners.pytorch.journal import write_json
 STATE: Final = "training_state.json"
 WEIGHTS: Final = "training_state.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
+METHODS: Final = "methods"
+"""What the methods keep, among `Engine.others`."""
 OWN_FILES: Final = frozenset({STATE, WEIGHTS, OPTIMIZER})
 _VERSION: Final = 1
+_OF_METHODS: Final = f"state.others.{METHODS}."
 _ODD: Final = (
     LookupError,
     TypeError,
@@ -115,10 +118,33 @@ def snapshot(engine: Engine, step: int, *, copy: bool = True, host: bool = False
 def restore(engine: Engine, state: TrainingState) -> None:
     """Put a state back; the state stays as it is and can be put back again.
 
+    The methods come first: they may have changed the shapes of what is trained since.
+
     Raises:
         StrategyError: If the model, the optimizer or the schedule is not the one that it was taken of.
     """
     state = _copied(state)  # an optimizer keeps the tensors it is given, and changes them
+    if (methods := engine.others.get(METHODS)) is not None:
+        methods.load_state_dict(state.others.get(METHODS, {}))
+    _put_back_weights(engine, state)
+    try:
+        engine.optimizer.load_state_dict(state.optimizer)
+        engine.scheduler.load_state_dict(state.scheduler)
+    except (KeyError, ValueError) as error:
+        raise _other_model(f"the optimizer's or the schedule's state does not fit: {error}") from None
+    if state.scaler is not None and engine.accelerator.scaler is not None:
+        engine.accelerator.scaler.load_state_dict(state.scaler)
+    for name, other in engine.others.items():
+        if name in state.others and name != METHODS:
+            if not _alike(other.state_dict(), state.others[name]):
+                raise ValueError(f"what it says of {name} is of another kind")
+            other.load_state_dict(state.others[name])
+    rank = engine.accelerator.process_index
+    if rank < len(state.random):
+        set_random_state(state.random[rank], engine.accelerator.device)
+
+
+def _put_back_weights(engine: Engine, state: TrainingState) -> None:
     present = dict(trained_weights(engine.model))
     if present.keys() != state.weights.keys():
         odd = sorted(present.keys() ^ state.weights.keys())
@@ -128,21 +154,6 @@ def restore(engine: Engine, state: TrainingState) -> None:
             if tensor.shape != state.weights[name].shape or tensor.dtype != state.weights[name].dtype:
                 raise _other_model(f"{name} has another shape or precision")
             tensor.copy_(state.weights[name])
-    try:
-        engine.optimizer.load_state_dict(state.optimizer)
-        engine.scheduler.load_state_dict(state.scheduler)
-    except (KeyError, ValueError) as error:
-        raise _other_model(f"the optimizer's or the schedule's state does not fit: {error}") from None
-    if state.scaler is not None and engine.accelerator.scaler is not None:
-        engine.accelerator.scaler.load_state_dict(state.scaler)
-    for name, other in engine.others.items():
-        if name in state.others:
-            if not _alike(other.state_dict(), state.others[name]):
-                raise ValueError(f"what it says of {name} is of another kind")
-            other.load_state_dict(state.others[name])
-    rank = engine.accelerator.process_index
-    if rank < len(state.random):
-        set_random_state(state.random[rank], engine.accelerator.device)
 
 
 def write_state(state: TrainingState, folder: Path) -> None:
@@ -219,6 +230,15 @@ def _read_state(folder: Path) -> TrainingState:
         rest["others"],
         tuple(described["random"]),
     )
+
+
+def read_methods(folder: Path) -> Mapping[str, Any]:
+    """Of a state that `write_state` wrote, what the methods keep."""
+    described = json.loads((folder / STATE).read_text(encoding="utf-8"))["others"].get(METHODS, {})
+    with safe_open(folder / WEIGHTS, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(_OF_METHODS)}  # noqa: SIM118  # no mapping
+    state: Mapping[str, Any] = unpack(described, tensors)
+    return state
 
 
 class _Saved:
