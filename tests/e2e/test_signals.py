@@ -81,7 +81,7 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / "llamafarm" / "manifest.json").read_text())
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGHUP", 75), ("SIGINT", 130)])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_it_goes_on(work, start, run, name, code):
     process = start("train", "-s", "strategy.yaml", "-o", name)
     process.wait_for("step=20/60")
