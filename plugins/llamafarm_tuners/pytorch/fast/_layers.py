@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from llamafarm_tuners.pytorch.fast._attend import attend, attend_backward
 from llamafarm_tuners.pytorch.fast._group import Group
-
-_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # what F.sdpa calls
-_attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
 Gradients = tuple[torch.Tensor | None, ...]
 
@@ -209,13 +207,8 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # torch does no
             rotated[part] = normed
             factors.append(factor)
         _rotate(rotated[: v.start], cos, sin)
-        out, sums, start = torch.empty((tokens, heads.queries, heads.size), dtype=qkv.dtype), [], 0
-        for length in lengths:
-            here = rotated[:, start : start + length]
-            result, total = _attend(here[None, q], here[None, k], here[None, v], 0.0, True, scale=heads.scale)
-            out[start : start + length] = result[0].transpose(0, 1)
-            sums.append(total)
-            start += length
+        out = torch.empty((tokens, heads.queries, heads.size), dtype=qkv.dtype)
+        sums = attend((rotated[q], rotated[k], rotated[v]), lengths, heads.scale, out)
         ctx.lengths, ctx.heads = lengths, heads
         ctx.save_for_backward(rotated, cos, sin, out, qkv if heads.norms else None, *factors, *sums)
         ctx.norms = len(factors)
@@ -226,18 +219,10 @@ class Attention(torch.autograd.Function):  # type: ignore[misc]  # torch does no
         rotated, cos, sin, out, qkv, *rest = ctx.saved_tensors
         factors, sums, heads = rest[: ctx.norms], rest[ctx.norms :], ctx.heads
         tokens, (q, k, v) = len(out), heads.parts()
-        of_rotated, start = torch.empty_like(rotated), 0
-        of_out, wide = (tensor.view(tokens, heads.queries, -1).transpose(0, 1).float() for tensor in (gradient, out))
-        for length, total in zip(ctx.lengths, sums, strict=True):
-            span = slice(start, start + length)
-            here = rotated[:, span]
-            found = _attend_backward(
-                of_out[None, :, span], here[None, q], here[None, k], here[None, v], wide[None, :, span], total,
-                0.0, True, scale=heads.scale,
-            )  # fmt: skip
-            for part, piece in zip((q, k, v), found, strict=True):
-                of_rotated[part, span] = piece[0]
-            start += length
+        of_rotated = torch.empty_like(rotated)
+        of_out = gradient.view(tokens, heads.queries, -1).transpose(0, 1).float()
+        parts, into = ((tensor[q], tensor[k], tensor[v]) for tensor in (rotated, of_rotated))
+        attend_backward(of_out, parts, (out, sums), ctx.lengths, heads.scale, into)
         _rotate(of_rotated[: v.start], cos, -sin)
         for norm, part, factor in zip(heads.norms or (), (q, k), factors, strict=False):
             raw = qkv.view(tokens, -1, heads.size).transpose(0, 1)[part]
