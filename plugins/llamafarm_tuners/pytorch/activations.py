@@ -27,7 +27,7 @@ Path = Literal["fused", "generic"]
 _LEFT = 1.7
 """Of these two, what stays behind as gaps on a CPU: measured between 1.3 and 2.0."""
 _GATED = frozenset({"gate_proj", "gate_up_proj"})
-_SANDWICHED = frozenset({"gemma3_text"})
+_SANDWICHED = frozenset({"gemma2", "gemma3_text"})
 FUSED_ARCHITECTURES = _SANDWICHED | {
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "granite", "smollm3", "ministral"),
 }

@@ -223,8 +223,8 @@ def _activations(run: _Run) -> float:
 
 
 def _scores(run: _Run) -> float:
-    """Eager attention keeps its scores, before and after the softmax: bytes for each token."""
-    eager = attention(run.config, run.plan) == "eager"
+    """Attention that is written out keeps its scores, before and after the softmax: bytes for each token."""
+    eager = attention(run.config, run.plan) == "eager" or run.architecture.model_type == "gemma2"
     return run.architecture.heads * run.batches.longest * (4.0 + run.formats.product) if eager else 0.0
 
 
