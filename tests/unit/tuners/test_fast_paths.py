@@ -318,7 +318,7 @@ def test_fused_layers_on_a_bf16_base(tiny_model_dir, architecture):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"use_dora": True}, "another kind of LoRA"),
+        ({"kasa_config": peft.KasaConfig()}, "another kind of LoRA (KasaLinearVariant)"),
         ({"lora_bias": True, "target_modules": ["q_proj"]}, "adapters with a bias"),
         ({"bias": "all"}, "the base is trained"),
         ({"modules_to_save": ["input_layernorm"]}, "norms are trained"),
