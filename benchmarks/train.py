@@ -1,4 +1,4 @@
-"""Compares LoRA training in one run: ours step by step, transformers.Trainer, TRL and LLaMA-Factory.
+"""Compares training of adapters in one run: ours step by step, transformers.Trainer, TRL and LLaMA-Factory.
 
 Every way trains the same model (random weights) on the same rows with the same hyper-parameters, in a process of its
 own, in turn (A B A B …), so that what else the machine does hits all alike. Printed are medians: CPU seconds and
@@ -14,6 +14,7 @@ same. A way that fails, or takes longer than `--timeout`, is a row that says so.
     python benchmarks/train.py --llamafactory FOLDER/bin/python
     python benchmarks/train.py --ways trainer fused_bf16 --rounds 3
     python benchmarks/train.py --ablation          each of our ways alone, and together
+    python benchmarks/train.py --method dora       another method, in ours and Trainer: dora, qlora, qdora
     python benchmarks/train.py --output found.json keeps what is measured, and goes on from there when called again
 """
 
@@ -42,6 +43,7 @@ ABLATION = ("plain", "products", "head", "documents", "documents+head", *OURS)
 TRAINER = ("trainer", "trainer_grouped", "trainer_bf16")
 TRL = ("trl", "trl_fp32", "trl_packed_fp32", "trl_packed_bf16")
 LLAMAFACTORY = ("llamafactory", "llamafactory_packed_fp32", "llamafactory_packed_bf16")
+METHODS = ("lora", "dora", "qlora", "qdora")
 TRL_VERSION = "1.16.*"
 
 
@@ -54,18 +56,21 @@ class Bench:
         threads: For products.
         interpreters: A program's name → its Python.
         timeout: Seconds that one way may take.
+        method: lora, dora, qlora or qdora.
     """
 
     folder: Path
     threads: int
     interpreters: Mapping[str, str]
     timeout: float
+    method: str
 
     def measure(self, way: str) -> dict[str, Any]:
         """Train one way in a process of its own; nothing but a reason if it fails."""
         family = way.split("_", maxsplit=1)[0]
         script = "peers.py" if family in ("trainer", "trl", "llamafactory") else "ours.py"
         command = [self.interpreters.get(family, sys.executable), str(SCRIPTS / script), way, str(self.folder)]
+        command.append(self.method)
         found = self._last_line(command)
         told = str(found.get("failed", "")) or "{train:.2f} s of {whole:.1f}, {memory:,.0f} MiB".format(**found)
         print(f"{way}: {told}", file=sys.stderr, flush=True)
@@ -159,7 +164,7 @@ def measure(options: argparse.Namespace, folder: Path, ways: Sequence[str], stor
     interpreters |= {"llamafactory": options.llamafactory} if options.llamafactory else {}
     for done in range(options.rounds):
         for threads in options.threads:
-            bench = Bench(folder, threads, interpreters, options.timeout)
+            bench = Bench(folder, threads, interpreters, options.timeout, options.method)
             if len(store.rounds(threads, "limit")) <= done:
                 store.add(threads, "limit", bench.limit())
             for way in ways:
@@ -169,8 +174,8 @@ def measure(options: argparse.Namespace, folder: Path, ways: Sequence[str], stor
 
 def report(options: argparse.Namespace, ways: Sequence[str], store: Store, tokens: int, needed: float) -> None:
     """Print the tables."""
-    print(f"Model `{options.model}`, {options.rows} rows, {tokens:,} tokens, {needed / 1e3:.3f} TFLOP needed,")
-    print(f"medians of {options.rounds} round(s), {_processor()}, {_versions()}.")
+    print(f"Model `{options.model}`, {options.method}, {options.rows} rows, {tokens:,} tokens,")
+    print(f"{needed / 1e3:.3f} TFLOP needed, medians of {options.rounds} round(s), {_processor()}, {_versions()}.")
     for threads in options.threads:
         limits = store.rounds(threads, "limit")
         figures = Figures({way: store.rounds(threads, way) for way in ways}, limits, tokens, needed)
@@ -186,6 +191,7 @@ def main() -> None:
     known = [*TRAINER, *TRL, *LLAMAFACTORY, *ABLATION]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="s")
+    parser.add_argument("--method", choices=METHODS, default="lora")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
@@ -197,11 +203,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for what is measured; if it exists, the run goes on")
     options = parser.parse_args()
     ways = _ways(options)
+    if options.method != "lora" and any(way not in (*TRAINER, *ABLATION) for way in ways):
+        parser.error(f"{options.method} is compared with Trainer alone")
     given = {"trl": options.peers, "llamafactory": options.llamafactory}
     missing = [name for name, place in given.items() if not place and any(way.startswith(name) for way in ways)]
     if missing:
         parser.error(f"no environment for {' and '.join(missing)}: see --peers and --llamafactory")
-    store = Store(options.output, {"model": options.model, "rows": options.rows})
+    store = Store(options.output, {"model": options.model, "method": options.method, "rows": options.rows})
     with tempfile.TemporaryDirectory() as name:
         rows = write_inputs(Path(name), options.model, options.rows)
         try:

@@ -90,7 +90,7 @@ def _forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float32 or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
         return functional.linear(x, self.weight, self.bias)
     result: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
-    return result.view(*x.shape[:-1], self.out_features)
+    return result.view(*x.shape[:-1], result.shape[1])  # a tied head that PEFT copied miscounts its `out_features`
 
 
 @contextmanager
