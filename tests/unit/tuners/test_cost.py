@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import peft
 import pytest
 import torch
 from torch import nn
@@ -32,12 +35,14 @@ def of_onednn(x_shape, weight_shape, *_, out_shape=None, **__):
 COUNTED = {torch.ops.mkldnn._linear_pointwise: of_onednn} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
 
 
-def operations(model, batch_of):
+def operations(model, batch_of, *, ends=True):
     """Of loss and gradients."""
     everything = rows(32)
-    with fast_paths(model, everything, CPU, RecordingRun(None)) as paths:
-        assert paths.documents
+    run = RecordingRun(None)
+    with fast_paths(model, everything, CPU, run) as paths:
+        assert paths.documents, run.events
         batch = paths.batch(batch_of, 0)
+        batch = batch if ends else replace(batch, ends=False)
         with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
             loss, _ = token_losses(model, batch, selective=paths.selective, head=paths.head)
             loss.backward()
@@ -62,6 +67,24 @@ def test_what_is_not_learned_costs_no_head(tiny_model_dir):
     all_but_four, one = operations(model, rows(1, prompt=4)), operations(model, rows(1, prompt=23))
     # for each learned token: the logits, the gradient of its state, and that of the head
     assert all_but_four - one == 19 * 3 * 2 * width * vocabulary
+
+
+def with_lora(model, **options):
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    return peft.get_peft_model(model, config).train()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_last_fused_layer_finishes_learned_tokens_alone(tiny_model_dir, dropout):
+    model = load_model(BaseModelConfig(huggingface_id=str(tiny_model_dir("llama"))), dtype=torch.float32)
+    model = with_lora(model, lora_dropout=dropout)
+    config = model.config
+    counted = [operations(model, rows(4, prompt=16), ends=ends) for ends in (True, False)]
+    weights = config.hidden_size * (config.hidden_size + 3 * config.intermediate_size)
+    if dropout:  # masks are drawn for all tokens
+        assert counted[0] == counted[1]
+    else:  # output, gate, up and down, forward and back, for what is not learned: 16 of 24, and the last
+        assert counted[1] - counted[0] >= 4 * 17 * 2 * 2 * weights
 
 
 class Largest(TorchDispatchMode):
