@@ -16,7 +16,7 @@ from llamafarm.core.load import Loaded
 from llamafarm.core.plan import Planned
 from llamafarm.core.registry import Registry
 
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes", "numpy", "trl")
 
 
 def now() -> str:
