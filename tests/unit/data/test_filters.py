@@ -84,7 +84,7 @@ def test_held_out_rows_of_a_file_and_several_sources_are_filtered_too(write: Any
     config = DatasetConfig(sources=sources, eval_path=held_out, filters=filters)
     data = prepare(config, None, notice=lambda _: None)
     assert (len(data.train), len(data.eval)) == (3, 1)
-    assert (data.counts["dropped_duplicate"], data.counts["dropped_long_output"]) == (4, 3)
+    assert (data.counts["dropped_duplicate"], data.counts["dropped_long_output"]) == (5, 3)
     assert data.counts["read"] == 12
 
 
