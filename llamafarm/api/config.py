@@ -481,6 +481,12 @@ class TrainingConfig(Config):
     fused: bool = Field(
         True, description="Decoder layers with a backward pass of our own, where architecture and method allow it."
     )
+    use_liger_kernel: bool = Field(
+        False, description="Norms, gated activations and rotary positions by the kernels of Liger (CUDA)."
+    )
+    activation_offloading: bool = Field(
+        False, description="Keep activations in main memory until the way back (CUDA): less memory, more copying."
+    )
     pure_bf16: bool = Field(
         False, description="All weights in bf16, the trained ones too: half the memory, small updates are rounded away."
     )

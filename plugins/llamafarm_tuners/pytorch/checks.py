@@ -20,7 +20,13 @@ from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import check_curriculum
 from llamafarm_tuners.pytorch.global_batch import check_global_batch
 from llamafarm_tuners.pytorch.idle import idle_settings
-from llamafarm_tuners.pytorch.kernels import attention_asked, uncompilable, unusable_kernel
+from llamafarm_tuners.pytorch.kernels import (
+    attention_asked,
+    no_offloading,
+    uncompilable,
+    unusable_kernel,
+    unusable_liger,
+)
 from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
 from llamafarm_tuners.pytorch.packs import check_packing
 from llamafarm_tuners.pytorch.precision import autocast, base_format, computes, quantization, trains_parts
@@ -40,6 +46,7 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
         _precision,
         _attention,
         _compiling,
+        _gpu,
         check_global_batch,
         _base,
         _template,
@@ -138,6 +145,19 @@ def _attention(config: PytorchConfig, plan: RunPlan) -> Findings:
 def _compiling(config: PytorchConfig, plan: RunPlan) -> Findings:
     if config.training.torch_compile and (found := uncompilable(config.training, plan)):
         yield _drop(plan, found.id, "training.torch_compile", found.reason, found.hint)
+
+
+def _gpu(config: PytorchConfig, plan: RunPlan) -> Findings:
+    """What GPUs alone can do."""
+    training = config.training
+    if training.use_liger_kernel and (found := unusable_liger(plan)):
+        yield _drop(plan, found.id, "training.use_liger_kernel", found.reason, found.hint)
+    elif training.use_liger_kernel and training.torch_compile:
+        where = plan.given.get("training.use_liger_kernel", "")
+        message = "training.use_liger_kernel contradicts training.torch_compile: both replace the same computations"
+        yield Problem("LF-TRAIN-122", message, where, "keep one of them")
+    if training.activation_offloading and (found := no_offloading(plan)):
+        yield _drop(plan, found.id, "training.activation_offloading", found.reason, found.hint)
 
 
 def _base(config: PytorchConfig, plan: RunPlan) -> Findings:
