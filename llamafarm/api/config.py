@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     SecretStr,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -140,11 +141,12 @@ class BaseModelConfig(Config):
         """The chat template that is asked for by name, under either spelling."""
         return "chatml" if self.add_chatml_prompt_template else self.template
 
-    @model_validator(mode="after")
-    def _one_template(self) -> Self:
-        if self.add_chatml_prompt_template and self.template not in (None, "chatml"):
-            raise ValueError(f"template: {self.template} and add_chatml_prompt_template: true exclude each other")
-        return self
+    @field_validator("template")
+    @classmethod
+    def _one_template(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("add_chatml_prompt_template") and value not in (None, "chatml"):
+            raise ValueError(f"{value} and add_chatml_prompt_template: true exclude each other")
+        return value
 
 
 class GenerateDataConfig(Config):
