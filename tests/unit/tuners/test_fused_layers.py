@@ -110,7 +110,8 @@ def test_lengths_are_measured_once_a_step_and_whenever_weights_changed(tiny_mode
                 loss, _ = token_losses(model.train(), paths.batch(rows, 0), selective=paths.selective, head=paths.head)
                 loss.backward()
             oracle(plain, ROWS)
-            assert_same((1.0, gradients(model)), (1.0, gradients(plain)))
+            # weights that grow so fast magnify rounding; a length that is not measured anew shows in the first digit
+            assert_same((1.0, gradients(model)), (1.0, gradients(plain)), relative=1e-4)
             changed(model, step)
             changed(plain, step)
     assert len(seen) == 3 * 2 * 7  # steps, layers, adapters of each
