@@ -32,6 +32,7 @@ from llamafarm.versions import versions
 Listener = Callable[[Event], None]
 
 _TO_REMEMBER: Final = ("recovery", "micro_batch")
+_LEDGER: Final = ("rows", "tokens", "mask_audit", "token_loss")
 """Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
 
 TRIGGER: Final = "checkpoint-now"
@@ -137,7 +138,7 @@ class Run:
         self.started = self.started or type in ("log", "checkpoint")
         self._phase = fields["name"] if type == "phase" else self._phase
         if type == "ledger":
-            self._manifest |= {name: dict(fields[name]) for name in ("rows", "tokens", "mask_audit") if name in fields}
+            self._manifest |= {name: dict(fields[name]) for name in _LEDGER if name in fields}
             self._surviving(self._save_manifest)
         elif type in _TO_REMEMBER:
             self._manifest[type] = [*self._manifest.get(type, ()), dict(fields)]
