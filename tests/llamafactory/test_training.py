@@ -184,11 +184,13 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights(run_strategy):
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_the_preset_with_the_guides_arguments(run_strategy, tmp_path):
+def test_the_preset_with_the_guides_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in make_fields(24)))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"alpaca_en": {"file_name": data.name}}))
     registry = load_registry()
-    sets = ("base_model=builtin:tiny", f"dataset={data}", f"output_dir={tmp_path / 'out'}", "hardware=cpu")
+    sets = ("base_model=builtin:tiny", "dataset=alpaca_en", f"output_dir={tmp_path / 'out'}", "hardware=cpu")
     sets += ("training.max_steps=2", "training.logging_steps=1", "template=chatml")  # it has no tokens of Phi's
     loaded = load(Request("phi3-llamafactory", sets=sets), registry)
     seen = []
