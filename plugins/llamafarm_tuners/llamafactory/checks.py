@@ -12,7 +12,7 @@ from llamafarm.api import Decision, Installed, RunPlan, installed
 from llamafarm.errors import Problem, nearest
 from llamafarm.models.locate import locate
 from llamafarm_tuners.llamafactory.adapter import adapter_arguments, given_keys
-from llamafarm_tuners.llamafactory.config import LlamaFactoryConfig
+from llamafarm_tuners.llamafactory.config import NATIVE, LlamaFactoryConfig
 from llamafarm_tuners.llamafactory.environment import PPO, backend_for
 from llamafarm_tuners.llamafactory.hyperparameters import training_arguments
 from llamafarm_tuners.llamafactory.ppo import check_ppo
@@ -100,6 +100,8 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     yield _Rule(
         "base_model.add_chatml_prompt_template", base.add_chatml_prompt_template, "it has templates by name", chatml
     )
+    named = f"set template: {base.template}, beside base_model: LLaMA-Factory's own names are given there"
+    yield _Rule("base_model.template", base.template is not None, "it has templates of its own by name", named)
     dtype = "LLaMA-Factory chooses it by training.bf16, fp16 and the device"
     yield _Rule("base_model.torch_dtype", base.torch_dtype != "auto", dtype, "leave it out")
     if reason := tokenizes_itself(config):
@@ -115,6 +117,9 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     threshold = "any improvement counts for LLaMA-Factory"
     yield _Rule("training.early_stopping_threshold", bool(training.early_stopping_threshold), threshold)
     yield _Rule("training.use_cpu_offload", training.use_cpu_offload, "LLaMA-Factory has it with DeepSpeed alone")
+    liger = "set enable_liger_kernel, as LLaMA-Factory calls it"
+    yield _Rule("training.use_liger_kernel", training.use_liger_kernel, "LLaMA-Factory names it otherwise", liger)
+    yield _Rule("training.activation_offloading", training.activation_offloading, "LLaMA-Factory offloads none")
     yield _Rule("training.torch_compile", training.torch_compile, "not passed on: untested with LLaMA-Factory")
     fp16 = training.fp16 and plan.device.type != "cuda"
     yield _Rule("training.fp16", fp16, f"fp16 needs CUDA; on {plan.device.type} LLaMA-Factory ignores it", "use bf16")
@@ -163,6 +168,12 @@ def _arguments(config: LlamaFactoryConfig, plan: RunPlan, state: Installed | Non
                 f"LLaMA-Factory {state.versions.get('llamafactory', '') if state else ''} has no argument {name!r}"
             )
             yield Problem("LF-STRATEGY-087", message, where, nearest(name, known))
+        elif name not in NATIVE and not where.startswith("--"):
+            message = (
+                f"the argument {name} of LLaMA-Factory may read, write, fetch or run what nobody here has looked at"
+            )
+            hint = f"if you know what it does, type it: --set arguments.{name}=VALUE"
+            yield Problem("LF-SECURITY-020", message, where, hint)
     templates = facts.get("templates", ())
     if config.template and templates and config.template not in templates:
         hint = nearest(config.template, templates) or f"it has {', '.join(templates)}"

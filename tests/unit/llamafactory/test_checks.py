@@ -51,6 +51,7 @@ def problems(make, options, method=None):
         ({"arguments": {"deepspeed": "x"}}, LORA, "LF-STRATEGY-086", "one process"),
         ({"arguments": {"do_train": False}}, LORA, "LF-STRATEGY-086", "a run trains"),
         ({"arguments": {"galore_rnk": 4}}, LORA, "LF-STRATEGY-087", "did you mean 'galore_rank'?"),
+        ({"arguments": {"ref_model": "other"}}, LORA, "LF-SECURITY-020", "--set arguments.ref_model=VALUE"),
         ({"template": "lama3"}, LORA, "LF-STRATEGY-088", "did you mean 'llama3'?"),
         (
             {"training": {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}},
