@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST
+from llamafarm_tuners.pytorch._frozen import base_model
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._model import (
     count_parameters,
@@ -122,16 +124,17 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     seed_everything(config.training.seed)
     vocabulary = vocabulary_for(config.base_model, job.data.train, run)
     tokenizer = vocabulary.tokenizer
-    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
-    job.identity.update(identity(config, plan, job.data, tokenizer, processes=processes, precision=precision))
     first = asked_first_token(plan.methods, tokenizer)
     sides = tokenized_sides(config, job.data, tokenizer, run, first)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
     tasks = tasks_of(held_out, job.data.eval)
     require_metric(config.training, tasks, plan.given.get("training.metric_for_best_model", ""))
-    model: Any = model_for(config, plan, vocabulary, run)
-    say_precision(model, config, plan, run)
+    loading = partial(model_for, plan=plan, vocabulary=vocabulary, run=run)
+    base_config, model, why = base_model(loading, config, plan, rows, job.accelerator)
+    job.config = config = base_config
+    say_precision(model, config, plan, run, why)
+    job.identity.update(_identity(job, tokenizer))
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
@@ -149,6 +152,12 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard, tasks)
     return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
+
+
+def _identity(job: Fit, tokenizer: Any) -> dict[str, Any]:
+    """What the result is made from."""
+    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
+    return identity(job.config, job.plan, job.data, tokenizer, processes=processes, precision=precision)
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:

@@ -200,7 +200,11 @@ class _Training:
             return
         folder = self.work.folder / "llamafarm" / f"broken-step-{offence.step}"
         try:
-            bad = keep_broken(self.stepper, offence, micro_steps, folder, self.recovery.remedies)
+            known = {
+                "remedies": list(self.recovery.remedies),
+                "base_dtype": self.continuation.identity.get("base_dtype"),
+            }
+            bad = keep_broken(self.stepper, offence, micro_steps, folder, known)
         except DiskError as error:
             self.report.survived(f"step {offence.step}: its record is lost", str(error.problems[0].message))
             return
