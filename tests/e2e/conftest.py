@@ -48,6 +48,7 @@ class Fit:
 
     models: Any
     root: Path
+    device: DeviceSpec = field(default_factory=lambda: DeviceSpec("cpu", "a CPU"))
     count: int = 0
     last: RecordingRun | None = None
     given: dict[str, str] = field(default_factory=lambda: {"training.load_best_model_at_end": "strategy.yaml:1"})
@@ -85,7 +86,7 @@ class Fit:
             )
         )
         chosen = METHODS[method](METHODS[method].Config.model_validate(options or {}))
-        plan = RunPlan("test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), dict(self.given), resume)
+        plan = RunPlan("test", (chosen,), self.device, folder, (), dict(self.given), resume)
         learned = rows or self.rows
         counts = {"read": len(learned) + held_out, "trained": len(learned), "held_out": held_out}
         data = PreparedData(learned, [conversation(100 + index) for index in range(held_out)], counts, digest)

@@ -16,7 +16,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._linear import product
+from llamafarm_tuners.pytorch.fast._linear import low_product, product
 
 
 class Member:
@@ -136,7 +136,7 @@ def _add_low(member: Member, x: torch.Tensor, y: torch.Tensor) -> Kept:
     if share:
         # drawn as torch's dropout draws on a CPU, so that the same seed drops the same; what is left is scaled up
         mask = torch.empty(x.shape, dtype=a.dtype).bernoulli_(1 - share).bool()
-    low = product(x if mask is None else x * mask, a.to(x.dtype))
+    low = low_product(x if mask is None else x * mask, a)
     y.addmm_(low, b.to(x.dtype).t(), alpha=member.scale / (1 - share))
     return [low, mask]
 
