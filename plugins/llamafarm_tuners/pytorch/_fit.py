@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
 from llamafarm.data.questions import questions
@@ -258,7 +259,8 @@ def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:
 def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
-    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)  # all make the same ones: no wait for each other
+    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[buffers])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -67,8 +68,8 @@ def base_model(
     if begun := _begun_with(plan):
         config = with_base(config, begun)
         return config, load(config), "the format that the run began with"
-    if found.dtype == "bfloat16":
-        found = _by_speed(found, config, plan, accelerator)
+    told = [_by_speed(found, config, plan)] if accelerator.is_main_process else [found]
+    found = broadcast_object_list(told)[0]  # one measures for all, and what is on file may change meanwhile
     if found.dtype == "float32":
         config = with_base(config, "float32")
         return config, load(config), found.reason
@@ -86,17 +87,16 @@ def _begun_with(plan: RunPlan) -> DType | None:
     return "bfloat16" if manifest.identity.get("base_dtype") == "bfloat16" else "float32"
 
 
-def _by_speed(found: Choice, config: PytorchConfig, plan: RunPlan, accelerator: Accelerator) -> Choice:
+def _by_speed(found: Choice, config: PytorchConfig, plan: RunPlan) -> Choice:
     """The choice, if products in bf16 are faster here; measured once for a machine."""
+    if found.dtype == "float32":
+        return found
     base = config.base_model
     wide = hidden_size(described(locate(base.huggingface_id or ""), base))
     if known_gain(plan.device, wide) is not None:
         return found
-    gain = torch.zeros((), dtype=torch.float64)
-    if accelerator.is_main_process:
-        gain = torch.tensor(_gain(min(wide, WIDEST)), dtype=torch.float64)
-        remember_gain(plan.device, wide, float(gain))
-    measured = float(sum_over_processes(gain, accelerator))
+    measured = _gain(min(wide, WIDEST))
+    remember_gain(plan.device, wide, measured)
     if measured >= GAIN:
         return Choice("bfloat16", f"{found.reason} (products measured: {measured:.1f} times as fast)")
     return Choice("float32", f"measured on this machine: products in bfloat16 are {measured:.1f} times as fast")
