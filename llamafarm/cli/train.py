@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -106,6 +107,7 @@ def train(
     Without a strategy, --model and --dataset make one: LoRA with the defaults.
     """
     from llamafarm.core.estimate import quietly
+    from llamafarm.core.fixes import fixes_told
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
@@ -126,7 +128,8 @@ def train(
         say_plan(session, planned)
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
-        outcome = run_training(loaded, planned, registry, story)
+        with fixes_told(request, registry) if resume is None else nullcontext():
+            outcome = run_training(loaded, planned, registry, story)
     exports = export_all(session, loaded, quiet=quiet or as_json)
     show_outcome(session, outcome, story, exports, quiet=quiet, as_json=as_json)
 
