@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,3 +98,30 @@ class Fit:
 @pytest.fixture
 def fit(tiny_model_dir, tmp_path: Path) -> Fit:
     return Fit(tiny_model_dir, tmp_path)
+
+
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eos|>{% endgeneration %}"
+    "{% else %}{{ m.content }}<|eos|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def scratch() -> Callable[..., dict[str, Any]]:
+    """A function: what is unusual of the architecture → a `base_model` from random weights, of one narrow layer."""
+
+    def describe(*, chat: bool = True, **unusual: Any) -> dict[str, Any]:
+        architecture = {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 128,
+        } | unusual
+        talks = {"extra_tokens": ["<|user|>", "<|assistant|>"], "chat_template": CHAT} if chat else {}
+        return {"from_scratch": {"architecture": architecture, "vocab_size": 300} | talks}
+
+    return describe

@@ -255,15 +255,9 @@ class Limited(RecordingRun):
 """
 
 
-def test_an_address_space_limit_makes_the_run_smaller_not_different(fit, tmp_path):
+def test_an_address_space_limit_makes_the_run_smaller_not_different(scratch, tmp_path):
     pytest.importorskip("resource")
-    wide = {
-        "from_scratch": {
-            "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 8192,
-                             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128},
-            "vocab_size": 300,
-        }
-    }  # fmt: skip
+    wide = scratch(chat=False, intermediate_size=8192)
     script = tmp_path / "limited.py"
     script.write_text(
         LIMITED
