@@ -31,6 +31,7 @@ test: lint types
 LLAMAFACTORY_HOME ?= $(CURDIR)/.llamafactory
 test-llamafactory: install-test
 	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends setup llamafactory
+	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends setup llamafactory-ppo
 	LLAMAFARM_HOME=$(LLAMAFACTORY_HOME) $(BIN)/llamafarm backends check llamafactory --parity
 	LLAMAFACTORY_HOME=$(LLAMAFACTORY_HOME) $(BIN)/python -m pytest tests/llamafactory
 
@@ -50,7 +51,7 @@ kill-matrix: install-test
 	$(BIN)/python tests/reliability/kill_matrix.py
 
 faults: install-test
-	for fault in recovery power full io; do $(BIN)/python tests/reliability/kill_matrix.py --fault $$fault || exit 1; done
+	for fault in recovery power order full io; do $(BIN)/python tests/reliability/kill_matrix.py --fault $$fault || exit 1; done
 
 soak: install-test
 	$(BIN)/python tests/reliability/soak.py --minutes $(SOAK)
@@ -81,7 +82,7 @@ $(BIN)/python:
 SECONDS_EACH ?= 60
 fuzz: install-test
 	$(PIP) --no-deps atheris
-	cd tests/security && for target in strategy rows csv gzip model_config adapter_config template manifest; do \
+	cd tests/security && for target in strategy rows csv gzip model_config adapter_config template manifest checkpoint plugin; do \
 	  $(abspath $(BIN))/python fuzz.py $$target -max_total_time=$(SECONDS_EACH) || exit 1; \
 	done
 

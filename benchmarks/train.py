@@ -1,4 +1,4 @@
-"""Compares LoRA training in one run: ours step by step, transformers.Trainer, TRL and LLaMA-Factory.
+"""Compares training of adapters in one run: ours step by step, transformers.Trainer, TRL and LLaMA-Factory.
 
 Every way trains the same model (random weights) on the same rows with the same hyper-parameters, in a process of its
 own, in turn (A B A B …), so that what else the machine does hits all alike. Printed are medians: CPU seconds of the
@@ -12,6 +12,7 @@ seconds of the whole process, and the losses of the first and the last step, whi
     python benchmarks/train.py --llamafactory FOLDER/bin/python
     python benchmarks/train.py --ways trainer fused_bf16 --rounds 3
     python benchmarks/train.py --ablation          each of our ways alone, and together
+    python benchmarks/train.py --method dora       another method, in ours and Trainer: dora, qlora, qdora
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ ABLATION = ("plain", "products", "head", "documents", "documents+head", *OURS)
 TRAINER = ("trainer", "trainer_grouped", "trainer_bf16")
 TRL = ("trl", "trl_fp32", "trl_packed_fp32", "trl_packed_bf16")
 LLAMAFACTORY = ("llamafactory", "llamafactory_packed_fp32", "llamafactory_packed_bf16")
+METHODS = ("lora", "dora", "qlora", "qdora")
 HALF = ("trl", "llamafactory_packed_bf16")
 TRL_VERSION = "1.16.*"
 
@@ -51,17 +53,20 @@ class Bench:
         folder: The model and the rows.
         threads: For products.
         interpreters: A program's name → its Python.
+        method: lora, dora, qlora or qdora.
     """
 
     folder: Path
     threads: int
     interpreters: Mapping[str, str]
+    method: str
 
     def measure(self, way: str) -> dict[str, Any]:
         """Train one way in a process of its own; nothing but a reason if it fails."""
         family = way.split("_", maxsplit=1)[0]
         script = "peers.py" if family in ("trainer", "trl", "llamafactory") else "ours.py"
         command = [self.interpreters.get(family, sys.executable), str(SCRIPTS / script), way, str(self.folder)]
+        command.append(self.method)
         found = self._last_line(command)
         told = str(found.get("failed", "")) or "{train:.2f} s of {whole:.1f}, {memory:,.0f} MiB".format(**found)
         print(f"{way}: {told}", file=sys.stderr, flush=True)
@@ -102,8 +107,9 @@ def report(
     """Print the table."""
     tokens, needed = sum(len(row.ids) for row in rows), needed_flops(rows, SIZES[options.model]) / 1e9
     best = {name: max(limit[name] for limit in limits) for name in limits[0]}
-    print(f"model {options.model}, {len(rows)} rows, {tokens:,} tokens, {needed / 1e3:.3f} TFLOP needed,")
-    print(f"{options.threads} thread(s), medians of {options.rounds} round(s), {_processor()}")
+    print(f"model {options.model}, {options.method}, {len(rows)} rows, {tokens:,} tokens,")
+    print(f"{needed / 1e3:.3f} TFLOP needed, {options.threads} thread(s), medians of {options.rounds} round(s),")
+    print(_processor())
     print("limit, GFLOP a CPU second: " + ", ".join(f"{name} {value:.0f}" for name, value in best.items()) + "\n")
     first = next(iter(found))
     heads = ("way", "train CPU s", "tokens/CPU s", "of the limit", f"times {first}")
@@ -145,6 +151,7 @@ def main() -> None:
     known = [*TRAINER, *TRL, *LLAMAFACTORY, *ABLATION]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="s")
+    parser.add_argument("--method", choices=METHODS, default="lora")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
@@ -157,11 +164,13 @@ def main() -> None:
     interpreters |= {"llamafactory": options.llamafactory} if options.llamafactory else {}
     ways = _ways(options)
     missing = {family for way in ways if (family := way.split("_")[0]) in ("trl", "llamafactory")} - set(interpreters)
+    if options.method != "lora" and any(way not in (*TRAINER, *ABLATION) for way in ways):
+        parser.error(f"{options.method} is compared with Trainer alone")
     if missing:
         parser.error(f"no environment for {' and '.join(sorted(missing))}: see --peers and --llamafactory")
     with tempfile.TemporaryDirectory() as name:
         rows = write_inputs(Path(name), options.model, options.rows)
-        bench = Bench(Path(name), options.threads, interpreters)
+        bench = Bench(Path(name), options.threads, interpreters, options.method)
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         limits = []
         try:

@@ -1,4 +1,4 @@
-"""Trains in one way of the fine-tuner `pytorch`: `ours.py WAY FOLDER`."""
+"""Trains in one way of the fine-tuner `pytorch`: `ours.py WAY FOLDER METHOD`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from accelerate import Accelerator
-from inputs import ACCUMULATION, BATCH, LEARNING_RATE, RANK, read_rows
+from adapters import adapted
+from inputs import ACCUMULATION, BATCH, LEARNING_RATE, read_rows
 from measured import say
-from transformers import AutoModelForCausalLM
 
 from llamafarm.api import TrainingConfig
 from llamafarm.data.fit import TokenizedRow
@@ -46,10 +45,7 @@ def main() -> None:
     (name, half, _), folder = sys.argv[1].partition("_bf16"), Path(sys.argv[2])
     rows = [TokenizedRow(row.ids, [-100] * row.prompt + row.ids[row.prompt :]) for row in read_rows(folder)]
     dtype = torch.bfloat16 if half else torch.float32
-    base: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype, attn_implementation="sdpa")
-    torch.manual_seed(1)
-    options = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    model: Any = peft.get_peft_model(base, peft.LoraConfig(**options))
+    model: Any = adapted(folder, sys.argv[3], dtype)
     training = TrainingConfig(
         batch_size=BATCH,
         gradient_accumulation_steps=ACCUMULATION,

@@ -1,4 +1,4 @@
-"""Trains with another program, in that program's environment: `peers.py WAY FOLDER`.
+"""Trains with another program, in that program's environment: `peers.py WAY FOLDER METHOD`.
 
 All get the same model, rows and hyper-parameters; what is not named here is as the program has it by default. Packed
 ways take rows of 1,024 tokens one by one, three to a step, which is about as many tokens as 16 rows have.
@@ -55,18 +55,11 @@ def settings(out: str, *, packed: bool = False) -> dict[str, Any]:
     }
 
 
-def lora() -> Any:
-    """The adapter."""
-    import peft
-
-    return peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
 def trainer(way: str, folder: Path, out: str, steps: Steps) -> None:
     """transformers.Trainer."""
-    import peft
     import torch
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from adapters import adapted
+    from transformers import Trainer, TrainingArguments
 
     def collate(items: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         width = -(-max(len(item["input_ids"]) for item in items) // 8) * 8
@@ -84,19 +77,18 @@ def trainer(way: str, folder: Path, out: str, steps: Steps) -> None:
         }
         for row in read_rows(folder)
     ]
-    base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    torch.manual_seed(1)
     arguments = TrainingArguments(
         **settings(out),
         bf16=way.endswith("bf16"),
         train_sampling_strategy="group_by_length" if "grouped" in way else "sequential",
     )
-    model = peft.get_peft_model(base, lora())
+    model = adapted(folder, sys.argv[3], torch.float32)
     Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[steps]).train()
 
 
 def trl(way: str, folder: Path, out: str, steps: Steps) -> None:
     """TRL's SFTTrainer: with its defaults (bf16, gradients recomputed), in fp32, or packed."""
+    from adapters import lora
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

@@ -29,6 +29,7 @@ from llamafarm.api.config import (
 )
 from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.hooks import hookimpl
+from llamafarm.api.progress import TrainingStart, TrainingStep
 from llamafarm.api.values import (
     AdapterSpec,
     Decision,
@@ -86,6 +87,8 @@ __all__ = [
     "TrainStrategy",
     "TrainingConfig",
     "TrainingResult",
+    "TrainingStart",
+    "TrainingStep",
     "Workload",
     "backend_folder",
     "hookimpl",

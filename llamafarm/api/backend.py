@@ -1,7 +1,7 @@
 """A program that a fine-tuner runs in an environment of its own, because its requirements exclude ours.
 
-A fine-tuner says here what is to be set up (`FineTuner.backend`); `llamafarm backends` does it for any of them, and the
-fine-tuner asks `installed` for the interpreter to run.
+A fine-tuner says here what is to be set up (`FineTuner.backends`); `llamafarm backends` does it for any of them, and
+the fine-tuner asks `installed` for the interpreter to run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Installed:
     Attributes:
         python: Its interpreter.
         owned: Whether LlamaFarm made the environment (else it is one that somebody named).
-        versions: Of its packages that matter.
+        versions: Of its packages that matter; the program's is the first.
         facts: What its probe found besides: plain JSON values.
     """
 
@@ -57,6 +57,11 @@ class Installed:
     owned: bool
     versions: Mapping[str, str]
     facts: Mapping[str, Any]
+
+    @property
+    def version(self) -> str:
+        """The program's version; empty if its probe told none."""
+        return next(iter(self.versions.values()), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,13 @@ class Backend:
     Attributes:
         name: By which the command line knows it.
         summary: One line about it.
-        requirements: A file of exact versions, complete: nothing else is installed but torch, in the host's version.
+        requirements: A file of exact versions, complete: nothing else is installed but the
+            host's own torch.
         probe: A script that the environment's Python runs with the path of a JSON file to write: `versions` and
             `facts`. It fails where the program would.
         stubs: Files, path → content, put on that environment's import path: what the program imports and needs not.
         disk_bytes: What it takes, about.
+        python_below: The first Python, such as (3, 13), that its packages do not run on.
         parity: Compares both engines; gets the backend, a folder to work in, and what trains a strategy there.
     """
 
@@ -80,6 +87,7 @@ class Backend:
     probe: Path
     stubs: Mapping[str, str] = field(default_factory=dict)
     disk_bytes: int = 0
+    python_below: tuple[int, int] | None = None
     parity: Callable[[Installed, Path, TrainStrategy], Sequence[Comparison]] | None = None
 
 

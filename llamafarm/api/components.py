@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 from llamafarm.api.backend import Backend
 from llamafarm.api.config import Config, FineTunerConfig
 from llamafarm.api.estimates import Costs, Workload
+from llamafarm.api.progress import TrainingStart, TrainingStep
 from llamafarm.api.values import (
     AdapterSpec,
     Decision,
@@ -33,6 +34,7 @@ from llamafarm.errors import Problem, RunDirectoryError, StrategyError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import nn
 
@@ -109,14 +111,14 @@ class FineTuner(Component[TunerConfigT]):
 
     Attributes:
         adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
-        backend: The program that it runs in an environment of its own, if it does.
+        backends: The programs that it runs in environments of their own, if it does.
         resumes: Whether it goes on from `RunPlan.resume`.
     """
 
     family = "fine_tuner"
     resumes: ClassVar[bool] = False
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
-    backend: ClassVar[Backend | None] = None
+    backends: ClassVar[tuple[Backend, ...]] = ()
 
     @classmethod
     def default_method(cls, given: Mapping[str, Any]) -> str | None:  # noqa: ARG003  # for overriders
@@ -200,6 +202,44 @@ class Method(Component[ConfigT]):
         Raises:
             ModelError: If the model has no place for it.
         """
+
+    def begin(self, model: nn.Module, start: TrainingStart, run: RunContext) -> None:  # for overriders
+        """A training begins: look at its rows, and start from what they show.
+
+        Called after all methods were applied, before the optimizer is made; a run that resumes calls `load_state`
+        instead. It may change and exchange what is trained, in the model as it is.
+
+        Raises:
+            LlamaFarmError: If it cannot begin so.
+        """
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:  # for overriders
+        """A term that is added to each step's mean loss, with a gradient; None: none."""
+        return None
+
+    def stepped(self, model: nn.Module, step: TrainingStep, run: RunContext) -> None:  # for overriders
+        """Act after an optimizer step. Steps that were left out (not finite) are not told of."""
+
+    def state(self, model: nn.Module) -> Mapping[str, Any]:  # for overriders
+        """What `begin` and `stepped` keep beyond the weights: plain values and tensors, part of every checkpoint."""
+        return {}
+
+    def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:  # for overriders
+        """Bring the model to a state: right after `apply` in a run that resumes, or whenever a run goes back.
+
+        Afterwards the model's trained parameters have the shapes that they had; their values are put in next.
+
+        Args:
+            model: With all methods applied.
+            state: From `state`, with tensors on the CPU; stays as it is.
+        """
+
+    def put_back(self, model: nn.Module, folder: Path) -> bool:  # for overriders
+        """Put the weights of a checkpoint back into the model in training; False: they go in as they are saved."""
+        return False
+
+    def written(self, model: nn.Module, folder: Path) -> None:  # for overriders
+        """The model was saved in a folder: bring its files into the form that others load."""
 
     def learning_rates(self, model: nn.Module) -> Mapping[str, float]:  # for overriders
         """Parameters that learn faster or slower than the others: name in `model` → factor of `learning_rate`."""

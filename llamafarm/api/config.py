@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -126,10 +126,24 @@ class BaseModelConfig(Config):
         "is added only where the tokenizer has no token to spare.",
     )
     add_chatml_tokens: bool = Field(False, description="Add `<|im_start|>` as BOS and `<|im_end|>` as EOS.")
-    add_chatml_prompt_template: bool = Field(False, description="Use the chat template of ChatML.")
+    add_chatml_prompt_template: bool = Field(False, description="Same as template: chatml.")
+    template: str | None = Field(
+        None, description="Chat template by name (phi, llama3, chatml …), in place of the tokenizer's own."
+    )
     resize_to_multiple_of: Count = Field(
         32, description="The rows of an embedding that has to grow for new tokens are a multiple of this."
     )
+
+    @property
+    def template_name(self) -> str | None:
+        """The chat template that is asked for by name, under either spelling."""
+        return "chatml" if self.add_chatml_prompt_template else self.template
+
+    @model_validator(mode="after")
+    def _one_template(self) -> Self:
+        if self.add_chatml_prompt_template and self.template not in (None, "chatml"):
+            raise ValueError(f"template: {self.template} and add_chatml_prompt_template: true exclude each other")
+        return self
 
 
 class GenerateDataConfig(Config):
@@ -437,6 +451,12 @@ class TrainingConfig(Config):
     tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
     fused: bool = Field(
         True, description="Decoder layers with a backward pass of our own, where architecture and method allow it."
+    )
+    use_liger_kernel: bool = Field(
+        False, description="Norms, gated activations and rotary positions by the kernels of Liger (CUDA)."
+    )
+    activation_offloading: bool = Field(
+        False, description="Keep activations in main memory until the way back (CUDA): less memory, more copying."
     )
     pure_bf16: bool = Field(
         False, description="All weights in bf16, the trained ones too: half the memory, small updates are rounded away."

@@ -29,7 +29,7 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
     rows = [
         [
             backend.name,
-            state.versions.get(backend.name, "set up") if state else "not set up",
+            (state.version or "set up") if state else "not set up",
             str(state.python) if state else f"llamafarm backends setup {backend.name}",
         ]
         for backend, state in found
@@ -58,7 +58,7 @@ def setup(
         session.notice(f"{where}; --overwrite does it again")
         return
     found = set_up(backend, python, session.say)
-    session.result(f"{backend.name} {found.versions.get(backend.name, '')} is ready: {found.python}")
+    session.result(f"{backend.name} {found.version} is ready: {found.python}")
 
 
 def check(

@@ -13,6 +13,7 @@ import typer
 from llamafarm.cli.figures import number
 from llamafarm.cli.files import refuse_existing, write_lines
 from llamafarm.cli.hush import hushed
+from llamafarm.cli.options import TrustRemoteCode, flags_from
 from llamafarm.cli.problems import printable
 from llamafarm.cli.session import Session, session_of
 from llamafarm.cli.tables import show_table
@@ -99,6 +100,7 @@ def evaluate(
         typer.Option("--dtype", help="float32, bfloat16 or float16. Default on the CPU: as the base was in training."),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of the strategy: a.b=c.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", "--output-dir", "--output_dir", help="Write results and answers here."),
@@ -123,7 +125,8 @@ def evaluate(
     registry = load_registry()
     name, baseline = _named(argument, model, adapter, baseline)
     source = strategy or (own_strategy(name) if name else None)
-    loaded = load(Request(source, (), tuple(sets or ())), registry)
+    flags = flags_from(context, {"trust_remote_code": "base_model.trust_remote_code"})
+    loaded = load(Request(source, flags, tuple(sets or ())), registry)
     config = loaded.tuner_config
     names = models_to_measure(name or config.output_dir, baseline, every=all_checkpoints)
     if output is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamafarm.cli.hush import hushed
+from llamafarm.cli.options import Template
 from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import UsageError
 
@@ -21,6 +22,7 @@ def find_split(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Folder, hub id, or builtin:NAME.", show_default=False)
     ] = None,
+    template: Template = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a chat template writes around answers, and find the token ids that mask everything else.
@@ -36,14 +38,13 @@ def find_split(
         hint = "usage: llamafarm find-split MODEL"
         raise UsageError.of("LF-USAGE-006", "no model is named", where=context.command_path, hint=hint)
     with hushed():
-        split = finder.find_split(load_tokenizer(BaseModelConfig(huggingface_id=model)))
+        tokenizer = load_tokenizer(BaseModelConfig(huggingface_id=model, template=template))
+        split, known = finder.find_split(tokenizer), finder.known_ids(model, len(tokenizer))
     if as_json:
         found = split.mask
-        session.result_json(
-            {**dataclasses.asdict(split), "flags": flags(found) if found else None, "known": finder.known_ids(model)}
-        )
+        session.result_json({**dataclasses.asdict(split), "flags": flags(found) if found else None, "known": known})
     else:
-        _show(session, split, finder.known_ids(model))
+        _show(session, split, known)
     split.require()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llamafarm.cli.files import refuse_existing, write_lines
+from llamafarm.cli.options import TrustRemoteCode
 from llamafarm.cli.problems import printable
 from llamafarm.cli.session import session_of
 from llamafarm.errors import UsageError
@@ -43,6 +44,7 @@ def generate(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same answer.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as text, without a chat template.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Show the answer as it grows.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Also write the answer to this file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --save.")] = False,
@@ -57,7 +59,8 @@ def generate(
     sampling = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     shown = printable if sys.stdout.isatty() else str  # a model's words must not drive the terminal
     write = (lambda piece: session.result(shown(piece), end="")) if stream else None
-    answer = _answer(name, prompt, [] if raw else _chat(system, prompt), sampling, write)
+    chat = [] if raw else _chat(system, prompt)
+    answer = _answer(name, prompt, chat, sampling, write, trust_remote_code=trust_remote_code)
     if as_json:
         session.result_json({"model": name, "prompt": prompt, "system": system, **sampling, "answer": answer})
     else:
@@ -116,7 +119,13 @@ def _chat(system: str | None, prompt: str) -> list[Message]:
 
 
 def _answer(
-    name: str, text: str, chat: list[Message], sampling: dict[str, Any], write: Callable[[str], None] | None
+    name: str,
+    text: str,
+    chat: list[Message],
+    sampling: dict[str, Any],
+    write: Callable[[str], None] | None,
+    *,
+    trust_remote_code: bool,
 ) -> str:
     """The answer to a chat, in the form that training gave it; without a chat, the text's continuation."""
     from llamafarm.core.registry import load_registry
@@ -124,7 +133,7 @@ def _answer(
     from llamafarm.data.plain import plain_prompt
     from llamafarm.models._generate import Sampling, generate
 
-    model, tokenizer = load_trained(name, load_registry())
+    model, tokenizer = load_trained(name, load_registry(), trust_remote_code=trust_remote_code)
     prompt: str | Chat = text
     if chat and tokenizer.chat_template is None:
         prompt = plain_prompt(chat, end=tokenizer.eos_token)

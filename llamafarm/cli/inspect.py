@@ -10,12 +10,12 @@ import typer
 
 from llamafarm.cli.figures import share
 from llamafarm.cli.hush import hushed
-from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, TrustRemoteCode, flags_from
+from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, Template, TrustRemoteCode, flags_from
 from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from llamafarm.api import Example, PreparedData
+    from llamafarm.api import BaseModelConfig, Example, PreparedData
     from llamafarm.core.load import Loaded
     from llamafarm.core.registry import Registry
     from llamafarm.data.look import SeenRow, Totals
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FLAGS = {
     "model": "base_model.huggingface_id",
     "dataset": "dataset.path",
+    "template": "template",
     "prefix_ids": "dataset.prefix_ids",
     "suffix_ids": "dataset.suffix_ids",
     "trust_remote_code": "base_model.trust_remote_code",
@@ -38,6 +39,7 @@ def inspect(
     dataset: Dataset = None,
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Rows to show.")] = 3,
     row: Annotated[int | None, typer.Option("--row", min=1, help="Show this row of the training set alone.")] = None,
+    template: Template = None,
     prefix_ids: PrefixIds = None,
     suffix_ids: SuffixIds = None,
     sets: Sets = None,
@@ -69,23 +71,31 @@ def inspect(
             raise UsageError.of("LF-USAGE-003", f"--row {row}: the training set has {len(data.train)} rows")
         first = asked_first_token(methods_of(loaded.tuner_config, registry), tokenizer)
         seen, totals = look(data.train, tokenizer, loaded.tuner_config, wanted, first)
-    template = template_source(tokenizer, loaded.tuner_config.base_model.huggingface_id)
+    source = template_source(tokenizer, loaded.tuner_config.base_model)
     if as_json:
-        session.result_json({"template": template, "rows": [_plain(one) for one in seen], "totals": _plain(totals)})
+        session.result_json({"template": source, "rows": [_plain(one) for one in seen], "totals": _plain(totals)})
     else:
-        _show(session, seen, totals, template, loaded.tuner_config.training.max_seq_length)
+        _show(session, seen, totals, source, loaded.tuner_config.training.max_seq_length)
     if totals.problems:
         if as_json:
             raise typer.Exit(DataError.exit_code)
         raise DataError(totals.problems)
 
 
-def template_source(tokenizer: Any, model: str | None) -> str:
-    """Where the text of a conversation comes from."""
+def template_source(tokenizer: Any, base: BaseModelConfig) -> str:
+    """Where the text of a conversation comes from, and what tells answers from the rest."""
+    from llamafarm.models.templates import has_marks
+    from llamafarm.models.trl_templates import training_template
+
     if tokenizer.chat_template is None:
         return "none: plain text with headings"
-    marked = "with" if "generation %}" in tokenizer.get_chat_template() else "without"
-    return f"chat template of {model or 'the tokenizer of from_scratch'} ({marked} generation marks)"
+    text = tokenizer.get_chat_template()
+    marks = "with generation marks" if has_marks(text) else "without generation marks"
+    if not has_marks(text) and training_template(text):
+        marks = "with the generation marks of TRL"
+    if base.template_name:
+        return f"{base.template_name} ({marks})"
+    return f"chat template of {base.huggingface_id or 'the tokenizer of from_scratch'} ({marks})"
 
 
 def _data(session: Session, loaded: Loaded, registry: Registry) -> PreparedData:
@@ -142,7 +152,9 @@ def marked(row: SeenRow, signs: tuple[str, str, str]) -> str:
 
 def _figures(row: SeenRow, limit: int) -> str:
     parts = [f"{row.tokens:,} tokens", f"{row.trained:,} trained ({share(row.trained / row.tokens)})"]
-    if row.whole > row.tokens:
+    if row.parts > 1:
+        parts.append(f"the first of {row.parts} rows, cut from {row.whole:,} tokens at max_seq_length {limit:,}")
+    elif row.whole > row.tokens:
         parts.append(f"cut from {row.whole:,} at max_seq_length {limit:,}")
     if not row.trained:
         parts.append("nothing to learn: dropped")
@@ -158,8 +170,11 @@ def _total_lines(totals: Totals, limit: int) -> list[str]:
     lines += [f"truncated at max_seq_length {limit:,}: {totals.truncated:,} rows ({cut})"]
     if totals.truncated:
         lines[-1] += f", of which {totals.lost_end:,} lose the end of their answer and {totals.lost_answer:,} all of it"
+        lost = share(totals.lost_tokens / max(totals.trained + totals.lost_tokens, 1))
+        lines.append(f"trained tokens that do not fit: {totals.lost_tokens:,} ({lost})")
     lines += [f"without a trained token: {totals.unlabelled:,} rows{' (dropped)' if totals.unlabelled else ''}"]
-    return [*lines, totals.audit] if totals.audit else lines
+    before = " (before rows are cut)" if totals.audit and totals.truncated else ""
+    return [*lines, f"{totals.audit}{before}"] if totals.audit else lines
 
 
 def _plain(value: SeenRow | Totals) -> dict[str, Any]:

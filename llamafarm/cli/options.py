@@ -28,6 +28,9 @@ Dataset: TypeAlias = Annotated[
         "of dataset_info.json.",
     ),
 ]
+Template: TypeAlias = Annotated[
+    str | None, typer.Option("--template", help="Chat template by name, in place of the tokenizer's: phi, llama3, …")
+]
 PrefixIds: TypeAlias = Annotated[
     str | None,
     typer.Option("--prefix-ids", "--prefix_ids", help="Token ids before answers, from find-split."),

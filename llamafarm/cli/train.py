@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from llamafarm.cli.export import export_all
-from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, TrustRemoteCode, flags_from
+from llamafarm.cli.options import BaseModel, Dataset, PrefixIds, Sets, SuffixIds, Template, TrustRemoteCode, flags_from
 from llamafarm.cli.outcome import Story, say_plan, show_outcome, show_plan
 from llamafarm.cli.progress import show_progress
 from llamafarm.cli.session import session_of
@@ -29,6 +29,7 @@ FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "model": "base_model.huggingface_id",
         "dataset": "dataset.path",
         "eval_dataset": "dataset.eval_path",
+        "template": "template",
         "prefix_ids": "dataset.prefix_ids",
         "suffix_ids": "dataset.suffix_ids",
         "method": "method",
@@ -70,6 +71,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per device and step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same losses.")] = None,
+    template: Template = None,
     prefix_ids: PrefixIds = None,
     suffix_ids: SuffixIds = None,
     sets: Sets = None,

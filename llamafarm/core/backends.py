@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from llamafarm.core.load import load
 from llamafarm.core.plan import make_plan
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
+from llamafarm.core.reuse import reuse
 from llamafarm.core.run import train
-from llamafarm.errors import PluginError, nearest, one_of
+from llamafarm.errors import PluginError, StrategyError, nearest, one_of
 from llamafarm.files import write_atomically
 
 _SHOWN = 6
@@ -29,11 +30,11 @@ _SHOWN = 6
 
 def backends(registry: Registry) -> dict[str, Backend]:
     """The backends of all installed fine-tuners by name."""
-    found = {}
+    found: dict[str, Backend] = {}
     for registered in registry.family("fine_tuner").values():
         component = registered.component
-        if issubclass(component, FineTuner) and component.backend is not None:
-            found[component.backend.name] = component.backend
+        if issubclass(component, FineTuner):
+            found |= {backend.name: backend for backend in component.backends}
     return found
 
 
@@ -132,13 +133,15 @@ def remove(backend: Backend) -> bool:
 
 
 def compare(backend: Backend, state: Installed, registry: Registry) -> list[Comparison]:
-    """What both engines make of the same rows and strategy; nothing for a backend that cannot be compared.
+    """What both engines make of the same rows and strategy.
 
     Raises:
+        StrategyError: If there is nothing of ours to compare the backend with.
         LlamaFarmError: If one of them fails.
     """
     if backend.parity is None:
-        return []
+        message = f"{backend.name} has no counterpart of ours to compare it with"
+        raise StrategyError.of("LF-TRAIN-100", message, hint="leave --parity out")
 
     def losses(fine_tuner: Mapping[str, Any], folder: Path, /) -> list[float]:
         folder.mkdir()
@@ -165,7 +168,12 @@ def clean_environment() -> dict[str, str]:
 
 
 def _made(backend: Backend, folder: Path, say: Callable[[str], None]) -> Path:
-    """A virtual environment with the backend's packages, and torch in our own version."""
+    """A virtual environment with the backend's packages, and our own torch."""
+    if backend.python_below and sys.version_info[:2] >= backend.python_below:
+        below, ours = (".".join(map(str, one)) for one in (backend.python_below, sys.version_info[:2]))
+        message = f"{backend.name} needs a Python below {below}, and this is {ours}"
+        hint = f"run LlamaFarm with an older Python, or name an environment that has {backend.name} by --python"
+        raise StrategyError.of("LF-TRAIN-101", message, hint=hint)
     if backend.disk_bytes and (free := shutil.disk_usage(folder).free) < backend.disk_bytes:
         message = f"{backend.name} takes about {backend.disk_bytes >> 30} GiB, and {free >> 30} are free"
         raise PluginError.of("LF-PLUGIN-074", message, where=str(folder), hint="free space, or set LLAMAFARM_HOME")
@@ -177,21 +185,29 @@ def _made(backend: Backend, folder: Path, say: Callable[[str], None]) -> Path:
     _run([uv, "venv", "--python", sys.executable, str(venv)] if uv else [sys.executable, "-m", "venv", str(venv)], log)
     python = venv / "bin" / "python"
     install = [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
-    if torch := _host_torch():
-        say(f"installing {torch}, the version that LlamaFarm runs with")
-        _run([*install, torch], log)
+    _put_torch(backend, python, install, log, say)
     say("installing its packages, in fixed versions; this takes some minutes")
     _run([*install, "--no-deps", "-r", str(backend.requirements)], log)
     _put_stubs(backend, folder, python)
     return python
 
 
-def _host_torch() -> str:
-    """Our own torch as a requirement, without the build's tag: the same index gives the same build."""
-    try:
-        return f"torch=={version('torch').partition('+')[0]}"
-    except PackageNotFoundError:
-        return ""
+def _put_torch(backend: Backend, python: Path, install: Sequence[str], log: Path, say: Callable[[str], None]) -> None:
+    """Our own torch, the very files: an index may have a build for other devices under the same version."""
+    lines = backend.requirements.read_text(encoding="utf-8").splitlines()
+    pinned = [line.partition("==")[0] for line in lines if "==" in line]
+    if found := reuse("torch", _site(python), pinned):
+        say(f"{found} is that of LlamaFarm")
+        return
+    torch = f"torch=={version('torch').partition('+')[0]}"
+    say(f"installing {torch}, the version that LlamaFarm runs with")
+    _run([*install, torch], log)
+
+
+def _site(python: Path) -> Path:
+    ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    answer = subprocess.run(ask, capture_output=True, text=True, check=True, env=clean_environment())  # noqa: S603  # ours
+    return Path(answer.stdout.strip())
 
 
 def _put_stubs(backend: Backend, folder: Path, python: Path) -> None:
@@ -202,9 +218,7 @@ def _put_stubs(backend: Backend, folder: Path, python: Path) -> None:
         path = stubs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-    ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    answer = subprocess.run(ask, capture_output=True, text=True, check=True, env=clean_environment())  # noqa: S603  # ours
-    (Path(answer.stdout.strip()) / "llamafarm_stubs.pth").write_text(f"{stubs}\n", encoding="utf-8")
+    (_site(python) / "llamafarm_stubs.pth").write_text(f"{stubs}\n", encoding="utf-8")
 
 
 def _run(command: Sequence[str], log: Path) -> None:

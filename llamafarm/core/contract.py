@@ -53,7 +53,8 @@ training.eval_strategy training.eval_steps training.compute_metrics
 training.early_stopping training.early_stopping_patience training.early_stopping_threshold
 training.load_best_model_at_end training.metric_for_best_model training.greater_is_better
 training.fp16 training.bf16 training.tf32 training.use_flash_attention training.use_cpu_offload
-training.fused training.guard training.auto_find_batch_size training.on_out_of_memory
+training.fused training.use_liger_kernel training.activation_offloading
+training.guard training.auto_find_batch_size training.on_out_of_memory
 training.disable_cudnn_sdpa training.disable_flash_sdpa training.torch_compile training.torch_compile_backend
 """
 
@@ -63,7 +64,7 @@ method
 base_model.huggingface_id base_model.revision base_model.from_scratch base_model.torch_dtype
 base_model.load_in_8bit base_model.load_in_4bit
 base_model.add_pad_token base_model.add_chatml_tokens base_model.add_chatml_prompt_template
-base_model.resize_to_multiple_of
+base_model.template base_model.resize_to_multiple_of
 dataset.subset dataset.generate dataset.format dataset.columns dataset.text_field
 dataset.sources dataset.sample_seed dataset.max_samples dataset.over_long
 dataset.train_on_inputs dataset.split_special_tokens dataset.prefix_ids dataset.suffix_ids

@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -64,6 +64,18 @@ class OwnerLock:
             self._file.truncate()
             self._file.write(text)
             self._file.flush()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time decides whose the folders in `folder` are; where the system has no locks, nobody waits."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            if fcntl is not None:
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def live_owner(folder: Path) -> Mapping[str, Any] | None:

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llamafarm import __version__
 from llamafarm.api.config import DatasetConfig, RowsConfig
 from llamafarm.api.values import PreparedData
 from llamafarm.core.load import Loaded
 from llamafarm.core.plan import Planned
 from llamafarm.core.registry import Registry
-
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes", "numpy")
+from llamafarm.versions import versions
 
 
 def now() -> str:
     """The time in ISO 8601 with its zone."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that matter, from metadata."""
-    found = {"llamafarm": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def manifest(run_id: str, loaded: Loaded, planned: Planned, data: PreparedData, registry: Registry) -> dict[str, Any]:

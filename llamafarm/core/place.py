@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from llamafarm.core.lock import OwnerLock
+from llamafarm.core.lock import OwnerLock, alone_in, live_owner
 from llamafarm.core.output import check_output_dir, is_stillborn
 from llamafarm.core.record import OWN
 from llamafarm.errors import DiskError
@@ -23,22 +23,27 @@ class NewPlace:
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        self._put_back()
-        check_output_dir(self.folder, overwrite=self.overwrite)
         try:
-            if self.folder.is_dir() and is_stillborn(self.folder):
-                shutil.rmtree(self.folder)
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                self.folder.replace(self.before)
             self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / OWN).mkdir(mode=0o700)  # rows, paths and settings are nobody else's business
-            self._held.enter_context(OwnerLock(self.folder, self.run_id))
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with alone_in(self.folder.parent):
+                self._take()
         except OSError as error:
             raise DiskError.of(
                 "LF-DISK-001", f"cannot make the output folder: {error.strerror}", where=str(self.folder)
             ) from None
         return self
+
+    def _take(self) -> None:
+        self._put_back()
+        check_output_dir(self.folder, overwrite=self.overwrite)
+        if self.folder.is_dir() and is_stillborn(self.folder):
+            shutil.rmtree(self.folder)
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            self.folder.replace(self.before)
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / OWN).mkdir(mode=0o700)  # rows, paths and settings are nobody else's business
+        self._held.enter_context(OwnerLock(self.folder, self.run_id))
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
@@ -47,16 +52,19 @@ class NewPlace:
                 shutil.rmtree(self.before)
             return
         shutil.rmtree(self.folder, ignore_errors=True)
-        for parent in self.made[1:]:
-            parent.rmdir()
+        with suppress(OSError):  # another run may be in one of them by now
+            for parent in self.made[1:]:
+                parent.rmdir()
         if self.before.exists():
             self.before.replace(self.folder)
 
     def _put_back(self) -> None:
-        """A run that was killed while it replaced another left that one aside."""
-        if not self.before.is_dir():
+        """A run that was killed while it replaced another left that one aside; one that lives may still need it."""
+        if not self.before.is_dir() or live_owner(self.folder) is not None:
             return
-        if self.folder.exists():
+        if self.folder.is_dir() and is_stillborn(self.folder):
+            shutil.rmtree(self.folder)
+        if self.folder.is_dir() and any(self.folder.iterdir()):
             shutil.rmtree(self.before)
         else:
             self.before.replace(self.folder)

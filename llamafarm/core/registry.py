@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +15,12 @@ from typing import Any, cast
 
 import pluggy
 
-from llamafarm import __version__
 from llamafarm.api import hooks
 from llamafarm.api.components import Component, DataSplitter, FineTuner, HardwareProfile, Method
 from llamafarm.api.values import RunContext, TrainingResult
+from llamafarm.core.distributions import GROUP, Announced, Plugin, announced
 from llamafarm.errors import PluginError, Problem, nearest, one_of
 
-GROUP = "llamafarm"
 DEFAULT_SPLITTER = "hash"
 """What holds rows out when evaluation is asked for and nothing else says which rows."""
 FAMILIES: Mapping[str, tuple[str, type[Component[Any]]]] = MappingProxyType(
@@ -41,18 +39,6 @@ FAMILY_WORDS: Mapping[str, str] = MappingProxyType(
         "data_splitter": "data splitter",
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Plugin:
-    """An entry point of the `llamafarm` group, known from metadata alone."""
-
-    name: str
-    distribution: str
-    version: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution} {self.version} (plugin {self.name!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,40 +171,15 @@ def load_registry(disabled: Iterable[str] | None = None) -> Registry:
         disabled = os.environ.get("LLAMAFARM_DISABLE_PLUGINS", "").split(",")
     skip = {name.strip() for name in disabled} - {""}
     builder = _Builder()
-    for entry_point in sorted(entry_points(group=GROUP), key=lambda found: (_plugin(found).distribution, found.name)):
-        plugin = _plugin(entry_point)
-        if not {plugin.name, plugin.distribution} & skip:
-            builder.load(plugin, entry_point)
+    for one in announced():
+        if not {one.plugin.name, one.plugin.distribution} & skip:
+            builder.load(one)
     return builder.build()
 
 
 def _plain(name: str) -> str:
     """A name without what people write in one way or another."""
     return name.lower().replace("-", "").replace("_", "")
-
-
-def _plugin(entry_point: EntryPoint) -> Plugin:
-    distribution = entry_point.dist
-    name, version = (distribution.name, distribution.version) if distribution else ("unknown", "0")
-    return Plugin(entry_point.name, name, version)
-
-
-def _incompatible(entry_point: EntryPoint) -> str:
-    """The plugin's own bound on llamafarm that this version does not meet, read before anything is imported."""
-    distribution = entry_point.dist
-    if distribution is None or distribution.name == "llamafarm":
-        return ""
-    for text in distribution.requires or ():
-        if not text.lower().startswith("llamafarm"):
-            continue
-        from packaging.requirements import Requirement
-
-        requirement = Requirement(text)
-        if requirement.name.lower() == "llamafarm" and not requirement.specifier.contains(
-            __version__, prereleases=True
-        ):
-            return f"needs llamafarm{requirement.specifier}, this is {__version__}"
-    return ""
 
 
 class _Builder:
@@ -233,14 +194,15 @@ class _Builder:
         self.folders: list[tuple[Plugin, Path]] = []
         self.refused: dict[str, str] = {}
 
-    def load(self, plugin: Plugin, entry_point: EntryPoint) -> None:
+    def load(self, one: Announced) -> None:
         """Import one plugin and ask it for its components; whatever it does wrong is recorded."""
+        plugin = one.plugin
         self.plugins.append(plugin)
-        if reason := _incompatible(entry_point):
-            self.failures.append(Failure(plugin, reason))
+        if one.reason:
+            self.failures.append(Failure(plugin, one.reason))
             return
         try:
-            module = entry_point.load()
+            module = one.entry_point.load()
             name = self.manager.register(module, name=f"{plugin.distribution}:{plugin.name}")
             self.manager.check_pending()
         except pluggy.PluginValidationError as error:

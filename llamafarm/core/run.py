@@ -18,7 +18,7 @@ from llamafarm.core.estimate import Estimate, compare, quietly
 from llamafarm.core.explain import redact, resolved_yaml, secrets
 from llamafarm.core.load import Loaded
 from llamafarm.core.lock import this_process
-from llamafarm.core.manifest import manifest, now, versions
+from llamafarm.core.manifest import manifest, now
 from llamafarm.core.place import NewPlace, OldPlace
 from llamafarm.core.plan import Planned
 from llamafarm.core.record import OWN, manifest_of
@@ -27,6 +27,7 @@ from llamafarm.core.signals import Wishes
 from llamafarm.data.prepare import prepare
 from llamafarm.errors import ExitCode, LlamaFarmError, Stopped
 from llamafarm.files import sync_folder, write_atomically
+from llamafarm.versions import versions
 
 Listener = Callable[[Event], None]
 

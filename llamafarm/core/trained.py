@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamafarm.api.components import Method
+from llamafarm.api.config import BaseModelConfig
 from llamafarm.core.load import load
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
@@ -33,7 +34,13 @@ class TrainedModel:
 
 
 def load_trained(
-    name: str, registry: Registry, *, device: str | None = None, dtype: Any = None, unpacked: bool = False
+    name: str,
+    registry: Registry,
+    *,
+    device: str | None = None,
+    dtype: Any = None,
+    unpacked: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a base model, a trained model, an adapter with its base, or a checkpoint of either.
 
@@ -46,6 +53,7 @@ def load_trained(
         dtype: torch dtype of the weights; None: what the base had in training where it had 16 bits, else bfloat16 where
             that costs no speed, else float32.
         unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
+        trust_remote_code: Let it, or the base that an adapter names, run code of its own; a flag alone sets this.
 
     Returns:
         The model in evaluation mode on its device, and its tokenizer.
@@ -53,28 +61,24 @@ def load_trained(
     Raises:
         ModelError: If it is none of these, or an adapter does not fit its base.
         PluginError: If a method that made it is not installed.
+        SecurityError: If it wants to run code of its own and was not allowed to.
     """
-    loaded = load_with_methods(name, registry, device=device, dtype=dtype, unpacked=unpacked)
+    loaded = load_with_methods(
+        name, registry, device=device, dtype=dtype, unpacked=unpacked, trust_remote_code=trust_remote_code
+    )
     return loaded.model, loaded.tokenizer
 
 
 def load_with_methods(
-    name: str, registry: Registry, *, device: str | None = None, dtype: Any = None, unpacked: bool = False
+    name: str,
+    registry: Registry,
+    *,
+    device: str | None = None,
+    dtype: Any = None,
+    unpacked: bool = False,
+    trust_remote_code: bool = False,
 ) -> TrainedModel:
-    """The same, with the methods that made it.
-
-    Args:
-        name: A folder, a hub id or `builtin:NAME`.
-        registry: Where the methods that made it are found.
-        device: torch's device type; None: what training would use here.
-        dtype: torch dtype of the weights; None: what the base had in training where it had 16 bits, else bfloat16 where
-            that costs no speed, else float32.
-        unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
-
-    Raises:
-        ModelError: If it is none of these, or an adapter does not fit its base.
-        PluginError: If a method that made it is not installed.
-    """
+    """The same as `load_trained`, with the methods that made it."""
     from llamafarm.models._load import load_for_generation
 
     found = load(Request(None), registry).device if device is None else None
@@ -83,6 +87,7 @@ def load_with_methods(
         name,
         device=device or (found.type if found else "cpu"),
         dtype=_dtype(found, base_dtype_of(name)) if dtype is None else dtype,
+        config=BaseModelConfig(trust_remote_code=trust_remote_code),
         quantization=read_quantization(folder) if folder else None,
         unpacked=unpacked,
     )

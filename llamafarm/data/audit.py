@@ -50,6 +50,11 @@ class Auditor:
         self._turn_ends, self.stops = stop_tokens(tokenizer)
         self._leads: dict[str, bool] = {}
 
+    @property
+    def stop(self) -> int:
+        """The token by which an answer is meant to end: that of the chat template, else the end of text."""
+        return next(iter(self._turn_ends), self._tokenizer.eos_token_id)
+
     def look(self, example: Example, ids: Sequence[int], labels: Sequence[int]) -> None:
         """Audit a conversation.
 

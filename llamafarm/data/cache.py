@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, fields
 from datetime import date
+from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from llamafarm.api import Example
 from llamafarm.data.fit import IGNORED, TokenizedRow
 from llamafarm.data.tokens import Loss, Tokenized
 from llamafarm.files import replacing
+from llamafarm.models.trl_templates import training_template
 
 _UNUSED_DAYS = 30
 _NOT_TOKENIZED = {"ref", "difficulty"}
@@ -44,8 +46,9 @@ def cache_file(examples: Sequence[Example], tokenizer: Any, options: Mapping[str
     total = blake2b(digest_size=16)
     libraries = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
     today = date.today().isoformat() if "strftime_now" in template else ""  # noqa: DTZ011  # the template's own day
+    trained = training_template(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    for part in (dict(options), _code(), libraries, type(tokenizer).__name__, special, template, today):
+    for part in (dict(options), _code(), libraries, type(tokenizer).__name__, special, template, trained, today):
         total.update(json.dumps(part, sort_keys=True).encode() + b"\0")
     total.update(tokenizer.backend_tokenizer.to_str().encode())
     names = [field.name for field in fields(Example) if field.name not in _NOT_TOKENIZED]
@@ -113,9 +116,11 @@ def _digest(arrays: Mapping[str, Any], *texts: str) -> str:
     return total.hexdigest()
 
 
+@cache
 def _code() -> str:
     """A digest of the code that makes tokens: a changed line, and nothing kept before it is used."""
     total = blake2b(digest_size=16)
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    ours = Path(__file__).parents[1]
+    for path in sorted(path for folder in ("data", "models") for path in (ours / folder).rglob("*.py")):
         total.update(path.read_bytes())
     return total.hexdigest()

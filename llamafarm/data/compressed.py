@@ -69,11 +69,14 @@ def _damage_explained(path: Path, damage: type[Exception]) -> Iterator[None]:
 
 
 def _require_ordinary(path: Path) -> None:
-    """Refuse devices, pipes and the system's own pseudo-files: reading them blocks, never ends, or tells secrets."""
+    """Refuse devices, pipes and the system's own pseudo-files: reading them blocks, never ends, or tells secrets.
+
+    Those of /proc and /sys call themselves ordinary files, and are known by their place alone.
+    """
     if not path.exists():
         return  # whoever opens it says so
     real = path.resolve()
-    if real.is_relative_to("/proc") or real.is_relative_to("/sys") or real.is_relative_to("/dev"):
+    if real.is_relative_to("/proc") or real.is_relative_to("/sys"):
         raise DataError.of("LF-DATA-240", "a file of the system, not of rows", where=str(path), hint="save the rows")
     if not path.is_file() and not path.is_dir():
         raise DataError.of("LF-DATA-240", "a pipe or device, not a file", where=str(path), hint="save it to a file")

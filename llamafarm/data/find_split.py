@@ -82,10 +82,11 @@ class Split:
         return self.mask
 
 
-def known_ids(model: str) -> tuple[str, ExplicitMask] | None:
-    """The family that a model's name points to, and its ids."""
+def known_ids(model: str, tokens: int) -> tuple[str, ExplicitMask] | None:
+    """The family that a model's name points to, and its ids, if a tokenizer of so many tokens has them."""
     name = model.casefold().replace("_", "-").replace("llama3", "llama-3")
-    return next(((family, ids) for family, ids in KNOWN.items() if family in name), None)
+    found = next(((family, ids) for family, ids in KNOWN.items() if family in name), None)
+    return found if found and max(*found[1].prefix, *found[1].suffix) < tokens else None
 
 
 def find_split(tokenizer: Any) -> Split:

@@ -11,6 +11,7 @@ from llamafarm.api import Example, FineTunerConfig
 from llamafarm.data.audit import Auditor
 from llamafarm.data.explicit import explicit_mask
 from llamafarm.data.fit import IGNORED, TokenizedRow
+from llamafarm.data.ledger import check_losses
 from llamafarm.data.tokens import Fitted, audit, tokenize
 from llamafarm.errors import DataError, LlamaFarmError, Problem
 
@@ -34,6 +35,7 @@ class SeenRow:
         tokens: How many.
         trained: How many of them are trained.
         whole: How many tokens it had before it was cut to max_seq_length.
+        parts: How many rows it is cut into; this is the first.
         stop: The stop token of the last answer.
         stopped: Whether it is trained; None where no answer is meant (raw text).
     """
@@ -44,6 +46,7 @@ class SeenRow:
     tokens: int
     trained: int
     whole: int
+    parts: int
     stop: str
     stopped: bool | None
 
@@ -60,6 +63,7 @@ class Totals:
         tokens: Tokens that are left after cutting.
         trained: Those of them that are trained.
         truncated: Examples cut at max_seq_length.
+        lost_tokens: Trained tokens that do not fit.
         lost_end: Answers that lose their end.
         unlabelled: Examples without a trained token: they are dropped.
         lost_answer: Those of them that had one before they were cut.
@@ -74,6 +78,7 @@ class Totals:
     tokens: int
     trained: int
     truncated: int
+    lost_tokens: int
     lost_end: int
     unlabelled: int
     lost_answer: int
@@ -120,8 +125,9 @@ def look(
         lost += cut and not fitted.rows
 
     problems: tuple[Problem, ...] = ()
+    lost_tokens = 0
     try:
-        tokenize(
+        tokenized = tokenize(
             examples,
             tokenizer,
             stage=config.training.stage,
@@ -133,6 +139,8 @@ def look(
             split_special_tokens=config.dataset.split_special_tokens,
             watch=watch,
         )
+        lost_tokens = tokenized.counts.get("trained_tokens_cut", 0)
+        check_losses(tokenized, examples, config.dataset.max_token_loss)
     except DataError as error:
         problems = error.problems
     sizes.sort()
@@ -146,6 +154,7 @@ def look(
         tokens=tokens,
         trained=learned,
         truncated=truncated,
+        lost_tokens=lost_tokens,
         lost_end=unended,
         unlabelled=unlabelled,
         lost_answer=lost,
@@ -158,10 +167,8 @@ def look(
 def _seen(number: int, fitted: Fitted, tokenizer: Any, auditor: Auditor) -> SeenRow:
     row = fitted.rows[0] if fitted.rows else fitted.row
     labels = row.labels if fitted.rows else [IGNORED] * len(row.labels)
-    stop = next((token for token in reversed(labels) if token in auditor.stops), None)
-    stopped = None
-    if fitted.example.messages:
-        stopped = bool(labels) and labels[-1] in auditor.stops and stop is not None
+    ends = fitted.rows[-1].labels if fitted.rows else []
+    last = next((token for token in reversed(ends) if token != IGNORED), IGNORED)
     return SeenRow(
         number=number,
         where=str(fitted.example.ref),
@@ -169,8 +176,9 @@ def _seen(number: int, fitted: Fitted, tokenizer: Any, auditor: Auditor) -> Seen
         tokens=len(row.input_ids),
         trained=len(labels) - labels.count(IGNORED),
         whole=len(fitted.row.input_ids),
-        stop=auditor.name(stop if stop is not None else tokenizer.eos_token_id),
-        stopped=stopped,
+        parts=len(fitted.rows),
+        stop=auditor.name(last if last in auditor.stops else auditor.stop),
+        stopped=last in auditor.stops if fitted.example.messages else None,
     )
 
 

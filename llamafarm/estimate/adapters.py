@@ -66,6 +66,8 @@ def _trained(architecture: Architecture, spec: AdapterSpec) -> Trained:
         return Trained(base=architecture.parameters, share=1.0, head=True, norms=True)
     if spec.kind == "freeze":
         return _freeze(architecture, spec.options)
+    if prompt := _PROMPTS.get(spec.kind):
+        return Trained(prompt(architecture, spec.options))
     targets = tuple(_targets(architecture, spec.options))
     count = _COUNTS.get(spec.kind)
     notes: tuple[str, ...] = ()
@@ -102,11 +104,44 @@ def _ia3(linear: Linear, options: Mapping[str, Any]) -> int:
     return linear.count * (linear.inputs if within else linear.outputs)
 
 
+def _boft(linear: Linear, options: Mapping[str, Any]) -> int:
+    size = int(options["boft_block_size"]) or linear.inputs // int(options["boft_block_num"])
+    return linear.count * (int(options["boft_n_butterfly_factor"]) * linear.inputs * size + linear.outputs)
+
+
+def _encoder(architecture: Architecture, options: Mapping[str, Any]) -> int:
+    """The network of p-tuning: an MLP of three layers, or an LSTM in both directions and an MLP of two."""
+    hidden, width = architecture.hidden, int(options["encoder_hidden_size"] or architecture.hidden)
+    embedded = int(options["num_virtual_tokens"]) * hidden
+    if options["encoder_reparameterization_type"] == "MLP":
+        return embedded + _dense(hidden, width) + _dense(width, width) + _dense(width, hidden)
+    inputs = [hidden, *[2 * width] * (int(options["encoder_num_layers"]) - 1)]
+    lstm = sum(2 * 4 * (_dense(one, width) + _dense(width, width)) for one in inputs)
+    return embedded + lstm + _dense(2 * width, 2 * width) + _dense(2 * width, hidden)
+
+
+def _dense(inputs: int, outputs: int) -> int:
+    return (inputs + 1) * outputs
+
+
+_PROMPTS: Mapping[str, Callable[[Architecture, Mapping[str, Any]], int]] = MappingProxyType(
+    {
+        "p-tuning": _encoder,
+        "prompt-tuning": lambda model, options: int(options["num_virtual_tokens"]) * model.hidden,
+        "prefix-tuning": lambda model, options: (
+            int(options["num_virtual_tokens"]) * model.layers * 2 * model.kv_heads * model.head_dim
+        ),
+    }
+)
+"""Kind → trained parameters of a method that adapts no layer."""
+
 _COUNTS: Mapping[str, Callable[[Linear, Mapping[str, Any]], int]] = MappingProxyType(
     {
         "lora": _lora,
         "dora": _lora,
         "ia3": _ia3,
+        "adalora": lambda linear, options: linear.count * int(options["init_r"]) * (linear.inputs + linear.outputs + 1),
+        "boft": _boft,
         "loha": lambda linear, options: linear.count * 2 * int(options["r"]) * (linear.inputs + linear.outputs),
         "hra": lambda linear, options: linear.count * int(options["r"]) * linear.inputs,
         "vera": lambda linear, options: linear.count * (int(options["r"]) + linear.outputs),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from llamafarm.data.fit import IGNORED, TokenizedRow
+from llamafarm.models.inner import can_select_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,7 @@ def likelihoods(model: Any, rows: Sequence[TokenizedRow], *, batch_size: int) ->
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     found: list[Likelihood] = [Likelihood(0.0, 0, 0)] * len(rows)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    selective = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    selective = can_select_logits(model)
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]

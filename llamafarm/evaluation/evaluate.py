@@ -103,7 +103,7 @@ def measure(
     Args:
         model: A folder, a hub id or `builtin:NAME`.
         examples: Rows it was not trained on.
-        config: How rows become tokens: lengths, masks, stage.
+        config: How rows become tokens: lengths, masks, stage; and whether models may run code of their own.
         wanted: What is measured.
         registry: Where the methods that made the model are found.
         say: Takes a sentence about anything that is left out.
@@ -115,7 +115,8 @@ def measure(
     import torch
 
     dtype = getattr(torch, wanted.dtype) if wanted.dtype else None
-    loaded, tokenizer = load_trained(model, registry, device=wanted.device, dtype=dtype)
+    trust = config.base_model.trust_remote_code
+    loaded, tokenizer = load_trained(model, registry, device=wanted.device, dtype=dtype, trust_remote_code=trust)
     asked = questions(examples, wanted.max_answers, tokenizer)
     metrics = wanted.metrics or (*LIKELIHOOD, *(("exact_match",) if asked.prompts else ()))
     samples: dict[str, Sample] = {}

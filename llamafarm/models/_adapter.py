@@ -35,10 +35,72 @@ def repeatable() -> Iterator[None]:
 
 @contextmanager
 def without_idle_warnings() -> Iterator[None]:
-    """Leave out what PEFT says of modules that it has no list of and treats rightly all the same."""
+    """Leave out what PEFT says of what it treats rightly all the same.
+
+    Modules that it has no list of; layers from which AdaLoRA took every rank, whose matrices are empty; and the ranks
+    that AdaLoRA left, which are named by matrix and not by layer.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"The following rank_pattern keys .*\.lora_E'", category=RuntimeWarning
+        )
+        warnings.filterwarnings("ignore", message=r"Adapter '\w+': \d+ LoRA tensor\(s\) have invalid shape")
         warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
         yield
+
+
+class _Blocks:
+    """Puts blocks on the diagonal of a matrix and takes them off again, in the shapes that PEFT's kernel has them."""
+
+    def forward(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+        """(n, blocks, size, size) → (n, blocks · size, blocks · size), zeros elsewhere."""
+        n, count, size, _ = blocks.shape
+        matrix = blocks.new_zeros(n, count, size, count, size)
+        torch.diagonal(matrix, dim1=1, dim2=3).copy_(blocks.permute(0, 2, 3, 1))
+        return [matrix.view(n, count * size, count * size)]
+
+    def backward(self, gradient: torch.Tensor, blocks: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of the matrix → that of the blocks."""
+        n, count, size, _ = blocks.shape
+        on_the_diagonal = torch.diagonal(gradient.reshape(n, count, size, count, size), dim1=1, dim2=3)
+        return [on_the_diagonal.permute(0, 3, 1, 2).contiguous()]
+
+
+def blocks_without_compiling() -> None:
+    """Have PEFT's BOFT compute in torch: by itself it compiles code when a layer is made, for CUDA alone.
+
+    Without that code it would take one rotation where the adapter has several, and load another model than was trained.
+    """
+    from peft.tuners.boft import layer
+
+    layer._FBD_CUDA = layer._FBD_CUDA or _Blocks()  # noqa: SLF001  # where PEFT keeps the code that it compiled
+
+
+class _Permutation:
+    """A permutation that layers share, on the device and in the format in which it was last asked for."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+
+    def to(self, *wanted: Any) -> torch.Tensor:
+        """As `torch.Tensor.to`."""
+        self.matrix = self.matrix.to(*wanted)
+        return self.matrix
+
+
+def share_permutations(model: nn.Module) -> nn.Module:
+    """Keep BOFT's permutations once: a square matrix for each layer, and layers with as many inputs have the same.
+
+    They follow from the options, so that they are no part of a checkpoint either.
+    """
+    known: list[_Permutation] = []
+    for module in model.modules():
+        if isinstance(given := getattr(module, "boft_P", None), torch.Tensor):
+            same = [one for one in known if one.matrix.shape == given.shape and torch.equal(one.matrix, given)]
+            known += [] if same else [_Permutation(given)]
+            del module.boft_P
+            module.boft_P = same[0] if same else known[-1]
+    return model
 
 
 def adapter_config(folder: Path) -> Any:

@@ -14,11 +14,13 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._adapter import (
     adapter_config,
+    blocks_without_compiling,
     check_patterns,
     check_tensors,
     repeatable,
     without_idle_warnings,
 )
+from llamafarm.models._files import remember_files
 from llamafarm.models._quantize import gptq_with_gradients, keep_weights_as_packed, quantization_config
 from llamafarm.models._tokenizer import (
     available,
@@ -77,6 +79,7 @@ def load_model(
     with explained(located, "model"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     keep_weights_as_packed(model)
+    remember_files(model, located, config)
     return model
 
 
@@ -95,7 +98,7 @@ def load_for_generation(
         model: A folder, a hub id or `builtin:NAME`.
         device: Where it shall run.
         dtype: Precision of its weights.
-        config: Token, cache and so on for hub models.
+        config: Token, cache and so on for hub models; and whether it, or an adapter's base, may run code of its own.
         quantization: Options of `AdapterSpec.quantization` that an adapter was trained with: its base is loaded so.
         unpacked: Take that base back to full precision: the values that quantization left, as plain weights.
 
@@ -128,7 +131,7 @@ def _load_adapter(
     from peft import PeftModel
 
     assert located.folder
-    base = options.model_copy(update={"huggingface_id": base_named_by(located.folder), "trust_remote_code": False})
+    base = options.model_copy(update={"huggingface_id": base_named_by(located.folder)})
     if not base.huggingface_id:
         raise ModelError.of("LF-MODEL-009", f"the adapter in {located.given} does not say what its base model is")
     require_base_here(base.huggingface_id, base, located.given)
@@ -144,6 +147,7 @@ def _load_adapter(
     name_special_tokens(loaded, tokenizer)
     described = adapter_config(located.folder)
     check_patterns(loaded, described, located.given)
+    blocks_without_compiling()
     with explained(located, "adapter"), repeatable(), without_idle_warnings():
         adapted = PeftModel.from_pretrained(loaded, str(located.folder), config=described)
     check_tensors(adapted, located.folder)

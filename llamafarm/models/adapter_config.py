@@ -105,6 +105,8 @@ def _names_transformers(mapping: Any) -> bool:
 
 def _check_sizes(path: Path, key: str, value: Any) -> None:
     for size in value.values() if isinstance(value, dict) else [value]:
+        if isinstance(size, list) and all(isinstance(kept, bool) for kept in size) and len(size) <= _LARGEST_RANK:
+            continue  # so AdaLoRA says which of a layer's ranks are left
         number = isinstance(size, (int, float)) and not isinstance(size, bool)
         if size is not None and not (number and 0 <= size <= _LARGEST_RANK):  # a NaN is in no range
             raise _unusable(path, f"{key!r} is {str(value)[:60]}, and no rank or scale can be that")

@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> CheckpointManifest | None:
             return None
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()}
         return CheckpointManifest(int(content["step"]), files, dict(content["position"]), dict(content["identity"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

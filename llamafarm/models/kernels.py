@@ -13,6 +13,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "flash_attn": ("flash-attn", "attn_implementation: flash_attention_2"),
         "triton": ("triton", "torch_compile on CUDA"),
+        "liger_kernel": ("liger-kernel", "use_liger_kernel"),
     }
 )
 """Module → the distribution that has it, and what needs it."""

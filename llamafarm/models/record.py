@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm.api import Method
-from llamafarm.errors import ModelError
+from llamafarm.models.side_file import read_side_file
 
 METHODS_FILE = "llamafarm_methods.json"
 _VERSION = 1
@@ -103,19 +103,13 @@ def _read(folder: Path) -> tuple[tuple[MethodRecord, ...], Mapping[str, Any], st
     path = folder / METHODS_FILE
     if not path.is_file():
         return (), {}, None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
-            raise ValueError(f"version {content['version']} is not {_VERSION}")  # noqa: TRY301  # one way to say it
-        methods = tuple(MethodRecord(str(entry["type"]), dict(entry["config"])) for entry in content["methods"])
-        base_dtype = content.get("base_dtype")
-        if base_dtype not in (None, "bfloat16", "float16"):
-            raise ValueError(f"base_dtype {base_dtype!r} is none")  # noqa: TRY301  # one way to say it
-        return methods, dict(content.get("quantization", {})), base_dtype
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError.of(
-            "LF-MODEL-050",
-            f"{METHODS_FILE} cannot be understood: {error}",
-            where=str(path),
-            hint="it says what was done to the model, which cannot be put back without it: take the file from the run",
-        ) from None
+    hint = "it says what was done to the model, which cannot be put back without it: take the file from the run"
+    return read_side_file(path, _VERSION, _understood, problem="LF-MODEL-050", hint=hint)
+
+
+def _understood(content: Mapping[str, Any]) -> tuple[tuple[MethodRecord, ...], Mapping[str, Any], str | None]:
+    methods = tuple(MethodRecord(str(entry["type"]), dict(entry["config"])) for entry in content["methods"])
+    base_dtype = content.get("base_dtype")
+    if base_dtype not in (None, "bfloat16", "float16"):
+        raise ValueError(f"base_dtype {base_dtype!r} is none")
+    return methods, dict(content.get("quantization", {})), base_dtype

@@ -1,4 +1,4 @@
-"""Special tokens of a run's tokenizer: PAD, and those of ChatML. Needs no torch."""
+"""What a run adds to its tokenizer: PAD, the tokens of ChatML, a chat template by name. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,23 +9,12 @@ from typing import Any
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
+from llamafarm.models.named_templates import named_template, problem_with
 
 PAD = "<|pad|>"
 """The PAD token that is added where a tokenizer has none to spare."""
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
-    "{{ '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-"""ChatML as a chat template, with marks around what the assistant says."""
 
 _PAD_NAMES = ("pad", "padding")
 _BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)
@@ -50,9 +39,9 @@ def extended(tokenizer: Any, config: BaseModelConfig) -> Vocabulary:
     """The tokenizer with the special tokens that `config` asks for; it is changed in place.
 
     Raises:
-        ModelError: If the ChatML template is asked for and the tokenizer lacks its tokens.
+        ModelError: If a chat template is named that there is not, or whose tokens the tokenizer lacks.
     """
-    known, notices = len(tokenizer), list(_chatml(tokenizer, config))
+    known, notices = len(tokenizer), [*_chatml(tokenizer, config), *_templated(tokenizer, config)]
     if notice := ensure_pad(tokenizer, add=config.add_pad_token):
         notices.append(notice)
     added = range(known, len(tokenizer))
@@ -121,15 +110,35 @@ def _chatml(tokenizer: Any, config: BaseModelConfig) -> Iterator[str]:
             f"ChatML tokens: BOS {TURN_START} ({tokenizer.bos_token_id}; before: {before[0]}), "
             f"EOS {TURN_END} ({tokenizer.eos_token_id}; before: {before[1]})"
         )
-    if not config.add_chatml_prompt_template:
+
+
+def _templated(tokenizer: Any, config: BaseModelConfig) -> Iterator[str]:
+    """Give the tokenizer the chat template that is named."""
+    name = config.template_name
+    if name is None:
         return
+    if problem := problem_with(name):
+        raise ModelError([problem])
+    template = named_template(name)
     vocabulary = tokenizer.get_vocab()
-    if missing := [token for token in (TURN_START, TURN_END) if token not in vocabulary]:
-        raise ModelError.of(
-            "LF-MODEL-060",
-            f"add_chatml_prompt_template: the tokenizer has no token {' and no '.join(missing)}",
-            hint="set base_model.add_chatml_tokens: true",
-        )
-    replaced = tokenizer.chat_template not in (None, CHATML)
-    tokenizer.chat_template = CHATML
-    yield f"chat template: ChatML{', in place of its own' if replaced else ''}"
+    if missing := [token for token in template.tokens if token not in vocabulary]:
+        raise _without_tokens(f"the tokenizer has no token {' and no '.join(missing)}", template.name)
+    replaced = tokenizer.chat_template not in (None, template.source)
+    tokenizer.chat_template = template.source
+    if not _ends(tokenizer):
+        raise _without_tokens("the text that ends an answer is no token of the tokenizer", template.name)
+    yield f"chat template: {template.name}{', in place of its own' if replaced else ''}"
+
+
+def _ends(tokenizer: Any) -> bool:
+    """Whether the template ends an answer by a token that generation can stop at."""
+    from llamafarm.models._turns import end_of_turn
+
+    return end_of_turn(tokenizer) is not None
+
+
+def _without_tokens(what: str, name: str) -> ModelError:
+    hint = "name the template that the model was trained with, or leave it out for the tokenizer's own"
+    if name == "chatml":
+        hint = "set base_model.add_chatml_tokens: true"
+    return ModelError.of("LF-TEMPLATE-031", f"template {name}: {what}", hint=hint)

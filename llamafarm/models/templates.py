@@ -8,6 +8,7 @@ text, both so cheap that every rendering has them.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,13 @@ _OUTPUT_BASE, _OUTPUT_FACTOR = 1_000_000, 16
 _TRIAL = Path(__file__).with_name("_template_trial.py")
 _TRIAL_SECONDS = 20
 _HINT = "take another model, or give its tokenizer another chat template"
+_MARK = re.compile(r"{%-?\+?\s*generation\s*[-+]?%}")
 _tried: set[str] = set()
+
+
+def has_marks(template: str) -> bool:
+    """Whether a chat template says by `{% generation %}` what the assistant writes."""
+    return bool(_MARK.search(template))
 
 
 class TooCostly(Exception):  # noqa: N818  # becomes a SecurityError where it is known what was rendered

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamafarm.errors import ModelError
+from llamafarm.models.side_file import read_side_file
 
 VOCABULARY_FILE = "llamafarm_vocabulary.json"
 _VERSION = 1
@@ -62,17 +62,11 @@ def read_additions(folder: Path) -> Additions | None:
     path = folder / VOCABULARY_FILE
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
-            raise ValueError(f"version {content['version']} is not {_VERSION}")  # noqa: TRY301  # one way to say it
-        new = {str(token): int(number) for token, number in content["new"].items()}
-        pad = content["pad"]
-        return Additions(int(content["rows"]), new, None if pad is None else int(pad))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError.of(
-            "LF-MODEL-061",
-            f"{VOCABULARY_FILE} cannot be understood: {error}",
-            where=str(path),
-            hint="it says which tokens were added to the base model: take the file from the run",
-        ) from None
+    hint = "it says which tokens were added to the base model: take the file from the run"
+    return read_side_file(path, _VERSION, _understood, problem="LF-MODEL-061", hint=hint)
+
+
+def _understood(content: Mapping[str, Any]) -> Additions:
+    new = {str(token): int(number) for token, number in content["new"].items()}
+    pad = content["pad"]
+    return Additions(int(content["rows"]), new, None if pad is None else int(pad))

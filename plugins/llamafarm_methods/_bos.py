@@ -10,6 +10,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llamafarm.errors import ModelError
+from llamafarm.models.inner import transformers_model
 
 _ATTRIBUTE = "llamafarm_bos_scaler"
 
@@ -17,9 +18,7 @@ _ATTRIBUTE = "llamafarm_bos_scaler"
 def base_of(model: Any) -> Any:
     """The module that looks tokens up and runs the layers: what every call goes through, however it is wrapped."""
     model = getattr(model, "module", model)  # DDP, FSDP
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
-    return model.base_model
+    return transformers_model(model).base_model
 
 
 def scaler_of(model: Any) -> Scaler | None:

@@ -56,7 +56,7 @@ def hide_virtual_tokens(model: Any, bridge: Bridge) -> Any:
     PEFT puts a learned prompt before the row and gives logits for both; the first of them nobody asked for, and a
     choice of positions (`logits_to_keep`) would mean the wrong ones.
     """
-    if bridge.peft != "PromptTuningConfig":
+    if bridge.peft not in ("PromptTuningConfig", "PromptEncoderConfig"):
         return model
     count = int(model.active_peft_config.num_virtual_tokens)
 

@@ -15,6 +15,7 @@ from llamafarm.errors import ModelError
 from llamafarm.models._adapter import repeatable
 from llamafarm_methods._place import Placement, place, require_placed
 from llamafarm_methods._tokens import with_new_tokens
+from llamafarm_methods.beginnings import is_measured, takes_apart
 from llamafarm_methods.config import LoraConfig
 from llamafarm_methods.targets import matching, named
 
@@ -68,7 +69,8 @@ def _peft_config(config: LoraConfig, placement: Placement, magnitude_only: Seque
         alpha_pattern=config.alphas,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        init_lora_weights=config.init_lora_weights,
+        # what is measured before the first step takes its place; until then the adapter changes nothing
+        init_lora_weights=True if is_measured(config.init_lora_weights) else config.init_lora_weights,
         trainable_token_indices=list(config.trainable_token_indices) or None,
         fan_in_fan_out=placement.transposed,
         ensure_weight_tying=placement.tied,
@@ -115,12 +117,12 @@ def _require_patterns(config: LoraConfig, paths: Sequence[str]) -> None:
 
 
 def _refuse_on_quantized(model: nn.Module, config: LoraConfig) -> None:
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(("pissa", "olora")):
+    if takes_apart(config.init_lora_weights):
         raise ModelError.of(
             "LF-MODEL-023",
             f"init_lora_weights {config.init_lora_weights!r} takes the base's weights apart and cannot do so when "
             "they are quantized",
-            hint="use true, gaussian or orthogonal, or a base that is not quantized",
+            hint="use true, gaussian, orthogonal or eva, or a base that is not quantized",
         )
     if config.use_dora and getattr(model, "is_loaded_in_8bit", False):
         raise ModelError.of(

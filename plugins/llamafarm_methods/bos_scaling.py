@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from llamafarm import __version__
 from llamafarm.api import AdapterSpec, Config, Method, RunContext
 from llamafarm.errors import ModelError, nearest
+from llamafarm.models.side_file import read_side_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -208,19 +209,14 @@ def _warnings(factor: float) -> list[str]:
 
 def _read(path: Path) -> tuple[int, float]:
     """Token and factor."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["version"], content["position_rule"]) != (_VERSION, _RULE):
-            message = f"version {content['version']} with rule {content['position_rule']!r} is not known"
-            raise ValueError(message)  # noqa: TRY301  # one way to say it
-        token, factor = int(content["bos_token_id"]), float(content["bos_scaling_factor"])
-        if not (token >= 0 and 0.0 <= factor <= 1.0):
-            raise ValueError(f"token {token}, factor {factor:g}")  # noqa: TRY301  # one way to say it
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError.of(
-            "LF-MODEL-092",
-            f"{CONFIG_FILE} is missing or cannot be understood: {error}",
-            where=str(path),
-            hint="it says what was done to the first token, which the model cannot do without: take it from the run",
-        ) from None
+    hint = "it says what was done to the first token, which the model cannot do without: take it from the run"
+    return read_side_file(path, _VERSION, _understood, problem="LF-MODEL-092", hint=hint)
+
+
+def _understood(content: Mapping[str, Any]) -> tuple[int, float]:
+    if content["position_rule"] != _RULE:
+        raise ValueError(f"the rule {content['position_rule']!r} is not known")
+    token, factor = int(content["bos_token_id"]), float(content["bos_scaling_factor"])
+    if not (token >= 0 and 0.0 <= factor <= 1.0):
+        raise ValueError(f"token {token}, factor {factor:g}")
     return token, factor

@@ -7,13 +7,13 @@ own. What is true of one of them alone stands in its entry, everything else is t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
 from llamafarm.api import AdapterSpec, Config, Method, RunContext
 from llamafarm_methods.config import TargetConfig
@@ -21,10 +21,16 @@ from llamafarm_methods.config import TargetConfig
 if TYPE_CHECKING:
     from torch import nn
 
+ROWS_ALONE = MappingProxyType(
+    {"training.packing": "its virtual tokens stand before a row, and only the first row of a pack would see them"}
+)
+"""What no method with virtual tokens can be trained with."""
+
 _Names = tuple[str, ...]
 _Count = Annotated[int, Field(ge=1)]
 _Whole = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
+_Inner = Annotated[float, Field(gt=0, lt=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 _OPTIONS: Mapping[str, tuple[Any, str]] = MappingProxyType(
@@ -61,6 +67,26 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "block_size": (_Count, "Size of the circulant blocks; divides the inputs and outputs of each layer."),
         "delora_lambda": (_Number, "Bound of the update's norm at the start."),
         "hira_dropout": (_Share, "Dropout before the adapters, in training."),
+        "target_r": (_Count, "Average rank that is left in the end."),
+        "init_r": (_Count, "Rank of each layer at the start."),
+        "tinit": (_Whole, "Steps before ranks are taken away."),
+        "tfinal": (_Whole, "Last steps, in which the ranks stay as they are."),
+        "deltaT": (_Count, "Steps between two rounds of taking ranks away."),
+        "beta1": (_Inner, "How slowly the importance of a weight is averaged over steps."),
+        "beta2": (_Inner, "How slowly its uncertainty is."),
+        "orth_reg_weight": (
+            Annotated[float, Field(ge=0, allow_inf_nan=False)],
+            "Weight of the term in the loss that keeps the directions orthogonal.",
+        ),
+        "lora_alpha": (_Number, "Scale: updates are multiplied by lora_alpha / init_r."),
+        "lora_dropout": (_Share, "Dropout before the adapters, in training."),
+        "boft_block_size": (_Whole, "Size of the rotated blocks; divides the inputs of each layer; 0: see block_num."),
+        "boft_block_num": (_Whole, "Number of blocks instead of their size."),
+        "boft_n_butterfly_factor": (_Count, "Rotations one after the other, each over other neighbours; 1: as in OFT."),
+        "boft_dropout": (_Share, "Share of the blocks that are left out in a training step."),
+        "encoder_reparameterization_type": (Literal["MLP", "LSTM"], "The network that makes the prompt."),
+        "encoder_hidden_size": (_Count | None, "Its width; that of the model if absent."),
+        "encoder_num_layers": (_Count, "Layers of an LSTM."),
         "num_virtual_tokens": (_Count, "Positions before each row whose content is learned."),
         "prompt_tuning_init": (
             Literal["RANDOM", "SAMPLE_VOCAB"],
@@ -68,6 +94,10 @@ _OPTIONS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         ),
     }
 )
+
+
+def _nothing_wrong(_config: Any) -> str:
+    return ""
 
 
 class PeftConfig(Config):
@@ -92,6 +122,8 @@ class Bridge:
         virtual_tokens: Whether it puts positions before each row.
         identity: Whether the model answers as before until it is trained.
         refuses: Settings that it cannot be trained with → the reason.
+        kept: Values that it keeps in training for each trained one.
+        check: What is wrong with options that do not fit together; empty if they do.
     """
 
     type: str
@@ -103,6 +135,8 @@ class Bridge:
     virtual_tokens: bool = False
     identity: bool = True
     refuses: Mapping[str, str] = field(default_factory=dict)
+    kept: int = 0
+    check: Callable[[Any], str] = _nothing_wrong
 
     def config(self) -> Any:
         """The configuration class of the method in strategies."""
@@ -111,7 +145,15 @@ class Bridge:
             for name, default in self.options.items()
         }
         base = PeftConfig if self.layers == "none" else LayerConfig
-        return create_model(f"{self.peft}Options", __base__=base, __doc__=f"Options of {self.type}.", **fields)
+
+        def checked(config: Any) -> Any:
+            if wrong := self.check(config):
+                raise ValueError(wrong)
+            return config
+
+        validators: dict[str, Any] = {"fit_together": model_validator(mode="after")(checked)}
+        about = f"Options of {self.type}."
+        return create_model(f"{self.peft}Options", __base__=base, __doc__=about, __validators__=validators, **fields)
 
 
 class PeftMethod(Method[PeftConfig]):
@@ -140,6 +182,7 @@ class PeftMethod(Method[PeftConfig]):
             virtual_tokens=options["num_virtual_tokens"] if virtual else 0,
             unmergeable="it is put before each row, and changes no weight" if virtual else "",
             refuses=self.bridge.refuses,
+            kept=self.bridge.kept,
         )
 
     def apply(self, model: nn.Module, run: RunContext) -> nn.Module:

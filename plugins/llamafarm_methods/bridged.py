@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from llamafarm_methods.bridge import Bridge, PeftMethod
+from llamafarm.api import RunContext
+from llamafarm_methods.adalora import Adalora
+from llamafarm_methods.bridge import ROWS_ALONE, Bridge, PeftMethod
+from llamafarm_methods.p_tuning import PTuning
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _ANY = frozenset({4, 8})
-_ROWS_ALONE = {
-    "training.packing": "its virtual tokens stand before a row, and only the first row of a pack would see them"
-}
 
 
 class Ia3(
@@ -205,6 +210,43 @@ class LnTuning(
     """Trains the normalizations (https://arxiv.org/abs/2312.11420)."""
 
 
+def _one_of_both(config: Any) -> str:
+    if bool(config.boft_block_size) == bool(config.boft_block_num):
+        return "give boft_block_size or boft_block_num, and 0 for the other one"
+    return ""
+
+
+class Boft(
+    PeftMethod,
+    bridge=Bridge(
+        "boft",
+        "BOFTConfig",
+        {"boft_block_size": 4, "boft_block_num": 0, "boft_n_butterfly_factor": 1, "boft_dropout": 0.0},
+        {"init_weights": True, "bias": "none"},
+        bits=_ANY,
+        check=_one_of_both,
+    ),
+):
+    """Rotates weights in blocks, several times, and scales what layers give out (https://arxiv.org/abs/2311.06243)."""
+
+    def apply(self, model: nn.Module, run: RunContext) -> nn.Module:
+        """Add what is trained.
+
+        Raises:
+            ModelError: If a name matches nothing, or an option does not fit the model's sizes.
+        """
+        from llamafarm.models._adapter import blocks_without_compiling, share_permutations
+
+        blocks_without_compiling()
+        return share_permutations(super().apply(model, run))
+
+    def restore(self, model: nn.Module, folder: Path) -> nn.Module:
+        """Keep each permutation once."""
+        from llamafarm.models._adapter import share_permutations
+
+        return share_permutations(super().restore(model, folder))
+
+
 class PromptTuning(
     PeftMethod,
     bridge=Bridge(
@@ -215,7 +257,7 @@ class PromptTuning(
         bits=_ANY,
         virtual_tokens=True,
         identity=False,
-        refuses=_ROWS_ALONE,
+        refuses=ROWS_ALONE,
     ),
 ):
     """Learns vectors that stand before each row's tokens (https://arxiv.org/abs/2104.08691)."""
@@ -235,7 +277,7 @@ class PrefixTuning(
         virtual_tokens=True,
         identity=False,
         refuses={
-            **_ROWS_ALONE,
+            **ROWS_ALONE,
             "training.gradient_checkpointing": "what it learns lies in the cache, which recomputed layers do not find",
         },
     ),
@@ -263,14 +305,15 @@ BRIDGED: tuple[type[PeftMethod], ...] = (
     LnTuning,
     PromptTuning,
     PrefixTuning,
+    Adalora,
+    Boft,
+    PTuning,
 )
 
 REFUSED = (
-    (
-        "adalora",
-        "it moves ranks inside the training loop and adds to the loss; lora with rank_pattern sets them by layer",
-    ),
-    ("boft", "it compiles code when it is first used; oft rotates weights without"),
-    ("p-tuning", "its saved prompt cannot be trained on; prompt-tuning can"),
+    ("xlora", "it mixes adapters that are trained already, and this trains one; train each, and mix them with PEFT"),
+    ("poly", "it asks for the task of each row and trains adapters for all of them at once; lora trains one"),
+    ("multitask-prompt-tuning", "it asks for the task of each row; prompt-tuning learns one prompt"),
+    ("bone", "PEFT has taken it out; miss came in its place"),
 )
 """Methods that users ask for → why they are not offered, and what comes near."""

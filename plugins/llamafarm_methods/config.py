@@ -9,19 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llamafarm.api import Config
+from llamafarm_methods.beginnings import CordaConfig, EvaConfig, known, takes_apart
 from llamafarm_methods.targets import parse_names, parse_targets
 
 _LAYER_LIST = re.compile(r"\w+(\.\w+)*")
-_INIT = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_[1-9]\d*")
-_NEEDS_DATA = "it starts from what the training data does inside the model, which is not measured before training"
-_NO_INIT = MappingProxyType(
-    {
-        "eva": _NEEDS_DATA,
-        "corda": _NEEDS_DATA,
-        "lora_ga": _NEEDS_DATA,
-        "loftq": "it needs the weights of a quantized base as they were before, and a CUDA device in PEFT",
-    }
-)
 
 Layer = Annotated[int, Field(ge=0)]
 Rank = Annotated[int, Field(ge=1)]
@@ -113,8 +104,12 @@ class LoraConfig(TargetConfig):
         False, description="Learn the length of each row of a weight apart from its direction (DoRA)."
     )
     init_lora_weights: bool | str = Field(
-        True, description="`true`: no change at the start; `gaussian`, `orthogonal`, `olora`, `pissa`, `pissa_niter_N`."
+        True,
+        description="`true`: none at the start; `gaussian`, `orthogonal`, `olora`, `pissa`, `pissa_niter_N`; `eva` "
+        "and `corda` look at training rows first; `loftq` makes up for what quantization took.",
     )
+    eva_config: EvaConfig | None = Field(None, description="Options of `init_lora_weights: eva`.")
+    corda_config: CordaConfig | None = Field(None, description="Options of `init_lora_weights: corda`.")
     rank_pattern: dict[str, Rank] = Field(
         default_factory=dict, description="Other ranks for some layers: name or simple pattern → r."
     )
@@ -150,12 +145,14 @@ class LoraConfig(TargetConfig):
     @field_validator("init_lora_weights")
     @classmethod
     def _known_init(cls, value: bool | str) -> bool | str:
-        if isinstance(value, str):
-            if reason := _NO_INIT.get(value.lower()):
-                raise ValueError(f"{value!r} is not offered: {reason}; pissa and olora start from the weights alone")
-            if not _INIT.fullmatch(value):
-                raise ValueError("expected true, false, gaussian, orthogonal, olora, pissa or pissa_niter_N")
-        return value
+        return known(value)
+
+    @model_validator(mode="after")
+    def _options_of_the_start(self) -> Self:
+        for name, option in (("eva", self.eva_config), ("corda", self.corda_config)):
+            if option is not None and self.init_lora_weights != name:
+                raise ValueError(f"{name}_config has no effect without init_lora_weights: {name}")
+        return self
 
 
 class QuantizationConfig(Config):
@@ -242,8 +239,8 @@ def require_base(config: LoraConfig, quantization: QuantizationConfig) -> None:
         raise ValueError(
             "a base in 8 bits does not go with DoRA: bitsandbytes cannot give its weights back for it; use 4"
         )
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(("pissa", "olora")):
+    if takes_apart(config.init_lora_weights):
         raise ValueError(
             f"init_lora_weights {config.init_lora_weights!r} takes the base's weights apart and cannot do so when they "
-            "are quantized; use true, gaussian or orthogonal"
+            "are quantized; use true, gaussian, orthogonal or eva"
         )

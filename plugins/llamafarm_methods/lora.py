@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llamafarm.api import AdapterSpec, Method, RunContext
+from llamafarm.api import AdapterSpec, Method, RunContext, TrainingStart
+from llamafarm_methods.beginnings import takes_apart
 from llamafarm_methods.config import LoraConfig
 
 if TYPE_CHECKING:
@@ -28,7 +30,52 @@ class LoraFamily(Method[LoraConfigT]):
             {**options, "alpha": self.config.scale_numerator, "alpha_pattern": self.config.alphas},
             quantization=quantization,
             bits=_bits(self.config),
+            kept=int(self.config.init_lora_weights == "corda"),  # what the base gave away
         )
+
+    def begin(self, model: nn.Module, start: TrainingStart, run: RunContext) -> None:
+        """Measure the rows, or what quantization took, if the adapter starts from that.
+
+        Raises:
+            ModelError: If it cannot be measured.
+        """
+        if way := self._way():
+            way.begin(model, self.config, start, run)
+
+    def state(self, model: nn.Module) -> Mapping[str, Any]:
+        """What the rows showed."""
+        found: Mapping[str, Any] = way.state(model) if (way := self._way()) else {}
+        return found
+
+    def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Begin as before, without the rows."""
+        if way := self._way():
+            way.load_state(model, self.config, state)
+
+    def put_back(self, model: nn.Module, folder: Path) -> bool:
+        """As the training has it, where the saved adapter is another one."""
+        return bool(way.put_back(model, folder)) if (way := self._way()) else False
+
+    def written(self, model: nn.Module, folder: Path) -> None:
+        """Make the saved adapter one for the base as it was."""
+        if way := self._way():
+            way.written(model, folder)
+
+    def _way(self) -> Any:
+        """How the adapter starts from what is measured: a module with functions as above; None if it does not."""
+        if self.config.init_lora_weights == "eva":
+            from llamafarm_methods import _eva
+
+            return _eva
+        if self.config.init_lora_weights == "corda":
+            from llamafarm_methods import _corda
+
+            return _corda
+        if self.config.init_lora_weights == "loftq":
+            from llamafarm_methods import _loftq
+
+            return _loftq
+        return None
 
     def learning_rates(self, model: nn.Module) -> Mapping[str, float]:
         """LoRA+: the B matrices learn faster."""
@@ -59,6 +106,6 @@ class Lora(LoraFamily[LoraConfig]):
 
 
 def _bits(config: LoraConfig) -> frozenset[int]:
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(("pissa", "olora")):
+    if takes_apart(config.init_lora_weights):
         return frozenset()
     return frozenset({4}) if config.use_dora else frozenset({4, 8})

@@ -3,17 +3,39 @@ from __future__ import annotations
 from typing import ClassVar
 
 from llamafarm.testing.contracts import MethodContract
+from llamafarm_methods.adalora import Adalora
 from llamafarm_methods.bos_scaling import BosScaling
 from llamafarm_methods.bridged import BRIDGED, Ia3, LnTuning, PrefixTuning, PromptTuning
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.freeze import Freeze
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
+from llamafarm_methods.p_tuning import PTuning
 from llamafarm_methods.qlora import Qlora
 
 
 class TestLora(MethodContract):
     component = Lora
+
+
+class TestLoraByEva(MethodContract):
+    component = Lora
+    config: ClassVar = {"r": 4, "init_lora_weights": "eva"}
+
+
+class TestLoraByCorda(MethodContract):
+    component = Lora
+    config: ClassVar = {"r": 4, "init_lora_weights": "corda", "corda_config": {"corda_method": "kpm", "samples": 16}}
+
+
+class TestAdalora(MethodContract):
+    component = Adalora
+    config: ClassVar = {"init_r": 6, "target_r": 2, "tinit": 2, "tfinal": 5}
+    training: ClassVar = {**MethodContract.training, "learning_rate": 5e-2}
+
+
+class TestPTuning(MethodContract):
+    component = PTuning
 
 
 class TestQlora(MethodContract):

@@ -25,10 +25,19 @@ BITS = [
     },
     {"type": "qlora", "quantization": {"load_in_8bit": True}},
     {"type": "dora", "quantization": NF4},
+    {"type": "qlora", "quantization": NF4, "r": 4, "init_lora_weights": "eva"},
 ]
 WHOLE = [
     {"type": name}
-    for name in ("lora", "dora", "freeze", "full", "ia3", "vera", "oft", "prompt-tuning", "prefix-tuning")
+    for name in ("lora", "dora", "freeze", "full", "ia3", "vera", "oft", "prompt-tuning", "prefix-tuning", "p-tuning")
+]
+WHOLE += [
+    {"type": "adalora", "init_r": 6, "target_r": 2},
+    {"type": "boft", "boft_n_butterfly_factor": 2},
+    {"type": "lora", "r": 4, "init_lora_weights": "eva"},
+    {"type": "dora", "r": 4, "init_lora_weights": "eva"},
+    {"type": "lora", "r": 4, "init_lora_weights": "corda"},
+    {"type": "dora", "r": 4, "init_lora_weights": "corda"},
 ]
 PROMPT = [{"role": "user", "content": "check the lamp number 7"}]
 
@@ -65,7 +74,8 @@ def losses(folder, capsys):
 
 def named(method):
     methods = method if isinstance(method, list) else [method]
-    return "+".join("-".join([one["type"], *map(str, one.get("quantization", {}).values())]) for one in methods)
+    named = [[one["type"], one.get("init_lora_weights"), *one.get("quantization", {}).values()] for one in methods]
+    return "+".join("-".join(str(part) for part in parts if part) for parts in named)
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")

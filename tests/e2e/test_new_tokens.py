@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llamafarm.api import Example, Message, RowRef
 from llamafarm.models._generate import Sampling, generate
 from llamafarm.models._load import load_for_generation
+from llamafarm.models.named_templates import named_template
 from llamafarm.testing._tiny import ARCHITECTURES
 
 IDS = torch.tensor([[354, 4, 30, 31, 355, 5, 60]])
@@ -210,3 +211,18 @@ def test_which_token_is_pad_does_not_matter(fit, tmp_path: Path):
             done = fit(method, base=base, held_out=4, max_steps=4, learning_rate=1e-3)
             courses.append((method, done.losses, done.result.metrics["eval_loss"]))
     assert all(course == courses[number % 2] for number, course in enumerate(courses))
+
+
+@pytest.mark.e2e
+def test_a_template_by_name_is_trained_with_saved_and_asked_with(trained):
+    done, logits = trained(base={"template": "zephyr"}, max_steps=2)
+    model, tokenizer = load_for_generation(str(done.folder))
+    assert tokenizer.chat_template == named_template("zephyr").source
+    assert torch.equal(again(done.folder), logits)
+    plain = AutoTokenizer.from_pretrained(done.folder)
+    turns = [{"role": "user", "content": "hi"}]
+    text = plain.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == f"<|user|>\nhi{plain.eos_token}\n<|assistant|>\n"
+    sampling = Sampling(max_new_tokens=3)
+    asked = generate(model, tokenizer, [turns], sampling)
+    assert asked == generate(model, plain, [turns], sampling)

@@ -11,6 +11,9 @@ from llamafarm.cli import main
 from llamafarm.errors import QualityError, StrategyError
 from llamafarm_tuners.pytorch import _selfcheck
 
+FOUR_BITS = {"load_in_4bit": True}
+QLORA = {"type": "qlora", "quantization": FOUR_BITS}
+
 
 def strategy(folder, method="lora", **training):
     rows = [
@@ -42,7 +45,10 @@ def call(*arguments):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("method", "fused"), [("lora", 2), ("full", 0)])
+@pytest.mark.parametrize(
+    ("method", "fused"),
+    [("lora", 2), ("full", 0), ("dora", 2), (QLORA, 2), ({"type": "dora", "quantization": FOUR_BITS}, 2)],
+)
 def test_a_strategy_is_proved(tmp_path, capsys, method, fused):
     assert call(strategy(tmp_path, method), "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -61,16 +67,47 @@ def test_the_figures_are_said(tmp_path, capsys):
     assert "planted fault (documents joined): " in said
 
 
+def wrong_b(monkeypatch):
+    """The gradient of B is one percent too large."""
+    from llamafarm_tuners.pytorch.fast._lora import Lora
+
+    def wrong(self, x, kept, gradient, original=Lora._low_backward):
+        (of_a, of_b), up = original(self, x, kept, gradient)
+        return [of_a, of_b * 1.01], up
+
+    monkeypatch.setattr(Lora, "_low_backward", wrong)
+
+
+def wrong_magnitudes(monkeypatch):
+    """So is that of DoRA's magnitudes."""
+    from llamafarm_tuners.pytorch.fast._dora import Dora
+
+    def wrong(*arguments, original=Dora.backward):
+        *others, of_magnitudes = original(*arguments)
+        return [*others, of_magnitudes * 1.01]
+
+    monkeypatch.setattr(Dora, "backward", wrong)
+
+
+def wrong_inputs(monkeypatch):
+    """So is that of what goes into a layer."""
+    from llamafarm_tuners.pytorch.fast._group import Group
+
+    def wrong(*arguments, original=Group.backward, **named):
+        of_x, found = original(*arguments, **named)
+        return of_x if of_x is None else of_x * 1.01, found
+
+    monkeypatch.setattr(Group, "backward", wrong)
+
+
 @pytest.mark.e2e
-def test_a_broken_kernel_is_found(tmp_path, capsys, monkeypatch):
-    from llamafarm_tuners.pytorch.fast import _lora
-
-    def wrong(member, x, kept, gradient, of_x, original=_lora._low_backward):
-        of_a, of_b = original(member, x, kept, gradient, of_x)
-        return of_a, of_b * 1.01
-
-    monkeypatch.setattr(_lora, "_low_backward", wrong)
-    assert call(strategy(tmp_path)) == QualityError.exit_code
+@pytest.mark.parametrize(
+    ("method", "fault"),
+    [("lora", wrong_b), ("dora", wrong_b), ("dora", wrong_magnitudes), (QLORA, wrong_b), (QLORA, wrong_inputs)],
+)
+def test_a_broken_kernel_is_found(tmp_path, capsys, monkeypatch, method, fault):
+    fault(monkeypatch)
+    assert call(strategy(tmp_path, method)) == QualityError.exit_code
     assert "LF-QUALITY-020" in capsys.readouterr().err
 
 

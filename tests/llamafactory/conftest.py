@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llamafarm.api import installed
-from llamafarm_tuners.llamafactory.environment import BACKEND
+from llamafarm.api import Backend, Installed, installed
+from llamafarm_tuners.llamafactory.environment import BACKEND, PPO
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +29,17 @@ def backend(_nobodys_settings: None, monkeypatch: pytest.MonkeyPatch):
     if not home:
         pytest.skip("LLaMA-Factory is not set up for tests: run `make test-llamafactory`")
     monkeypatch.setenv("LLAMAFARM_HOME", home)
-    state = installed(BACKEND)
+    return _installed(BACKEND, home)
+
+
+@pytest.fixture
+def ppo(backend: Installed) -> Installed:
+    """The backend of stage ppo."""
+    return _installed(PPO, os.environ["LLAMAFARM_HOME"])
+
+
+def _installed(backend: Backend, home: str) -> Installed:
+    state = installed(backend)
     if state is None:
-        pytest.skip(f"no backend in {home}: run `make test-llamafactory`")
+        pytest.skip(f"no backend {backend.name} in {home}: run `make test-llamafactory`")
     return state

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 LONG = {"max_steps": 2000, "batch_size": 2, "logging_steps": 1, "save_steps": 3, "learning_rate": 1e-3}
+LONG |= {"dataloader_num_workers": 1}  # one more process that must not stay
 _WAIT_S = 240
 
 
@@ -71,26 +72,31 @@ def members(group: int) -> list[int]:
     return found
 
 
-def test_when_ours_is_killed_nothing_is_left_and_the_checkpoint_resumes(started, run_strategy):
+def goes_on(folder: Path, step: int) -> None:
+    """The run goes on after that step, and its log tells each step once."""
+    command = [sys.executable, "-m", "llamafarm", "train", "--resume", "out", "--allow-changes"]
+    command += ["--set", f"training.max_steps={step + 2}"]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    lines = [json.loads(line) for line in (folder / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    assert [line["current_steps"] for line in lines if "loss" in line] == list(range(1, step + 3))
+    assert (folder / "out" / "adapter_model.safetensors").is_file()
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """Steps with a whole checkpoint, in ascending order."""
+    found = (folder / "out").rglob("checkpoint-*/trainer_state.json")
+    return sorted({int(path.parent.name.rpartition("-")[2]) for path in found if "best" not in path.parent.name})
+
+
+def test_when_ours_is_killed_nothing_is_left_and_the_run_goes_on(started):
     ours, group, folder = started
     ours.kill()
     ours.wait()
     wait_for(lambda: not members(group))
-    output = folder / "out" / "llamafarm" / "llamafactory" / "output"
-    checkpoint = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if not (checkpoint / "trainer_state.json").is_file():  # it was being written when the end came
-        checkpoint = output / "checkpoint-3"
-    step = int(checkpoint.name.rpartition("-")[2])
-    config = {"base_model": "builtin:tiny", "dataset": {"generate": "smart-home"}, "method": {"type": "lora", "r": 4}}
-    training = {**LONG, "max_steps": step + 2}
-    finished = run_strategy(
-        {
-            "type": "llamafactory",
-            "config": {**config, "training": training, "resume_from_checkpoint": str(checkpoint)},
-        }
-    )
-    steps = [event.fields["step"] for event in finished.events if event.type == "log"]
-    assert steps == [step + 1, step + 2]
+    whole = (folder / "out" / "llamafarm" / "llamafactory" / "output").glob("checkpoint-*/trainer_state.json")
+    step = max(int(path.parent.name.rpartition("-")[2]) for path in whole)
+    goes_on(folder, step)
 
 
 def test_when_theirs_is_killed_the_run_fails_clearly(started):
@@ -105,6 +111,24 @@ def test_when_theirs_is_killed_the_run_fails_clearly(started):
     assert (folder / "out" / "checkpoint-3" / "trainer_state.json").is_file()
     manifest = json.loads((folder / "out" / "llamafarm" / "manifest.json").read_text())
     assert manifest["status"] == "failed"
+    goes_on(folder, steps_saved(folder)[-1])
+
+
+def test_a_checkpoint_on_request(started):
+    ours, group, folder = started
+    asked = time.monotonic()
+
+    def beside_those_of_every_third_step() -> bool:
+        nonlocal asked
+        if time.monotonic() > asked + 5:  # the step of a request may be one of those
+            ours.send_signal(signal.SIGUSR1)
+            asked = time.monotonic()
+        return any(step % 3 for step in steps_saved(folder))
+
+    ours.send_signal(signal.SIGUSR1)
+    wait_for(beside_those_of_every_third_step)
+    assert ours.poll() is None
+    assert members(group)
 
 
 def test_ctrl_c_ends_after_the_step_with_a_checkpoint(started):
@@ -116,10 +140,4 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint(started):
     log = [json.loads(line) for line in (folder / "out" / "trainer_log.jsonl").read_text().splitlines()]
     last = max(line["current_steps"] for line in log)
     assert (folder / "out" / f"checkpoint-{last}" / "optimizer.pt").is_file()
-    command = [sys.executable, "-m", "llamafarm", "train", "--resume", "out", "--allow-changes"]
-    command += ["--set", f"training.max_steps={last + 2}"]
-    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    lines = [json.loads(line) for line in (folder / "out" / "trainer_log.jsonl").read_text().splitlines()]
-    assert [line["current_steps"] for line in lines if "loss" in line] == list(range(1, last + 3))
-    assert (folder / "out" / "adapter_model.safetensors").is_file()
+    goes_on(folder, last)

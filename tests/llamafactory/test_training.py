@@ -6,10 +6,17 @@ import json
 import math
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from llamafarm.cli.guard import run as run_command
+from llamafarm.core.load import load
+from llamafarm.core.plan import make_plan
 from llamafarm.core.registry import load_registry
+from llamafarm.core.request import Request
+from llamafarm.core.run import train
 from llamafarm.core.trained import load_trained
 from llamafarm.errors import StrategyError
+from llamafarm.testing.rows import make_fields
 
 CHATS = {"generate": {"name": "smart-home", "size": 60}}
 PAIRS = [
@@ -48,13 +55,28 @@ def answer(folder):
         {"method": {"type": "dora", "r": 4}},
         {"method": {"type": "qlora", "r": 4}},
         {"finetuning_type": "qlora", "lora_rank": 4, "lora_target": "q_proj,v_proj", "double_quantization": True},
+        {"finetuning_type": "lora", "lora_rank": 4, "quantization_bit": 8},
+        {"method": {"type": "qlora", "r": 4, "quantization": {"load_in_4bit": False, "load_in_8bit": True}}},
         {"method": "full"},
         {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
         {"method": {"type": "freeze", "freeze_trainable_layers": 1}},
         {"finetuning_type": "oft"},
         {"finetuning_type": "lora", "training": {"max_steps": 4, "packing": True, "max_seq_length": 256}},
     ],
-    ids=["lora", "our lora", "dora", "our qlora", "qlora", "full", "freeze", "our freeze", "oft", "packing"],
+    ids=[
+        "lora",
+        "our lora",
+        "dora",
+        "our qlora",
+        "qlora",
+        "8 bit",
+        "our 8 bit",
+        "full",
+        "freeze",
+        "our freeze",
+        "oft",
+        "packing",
+    ],
 )
 def test_sft(run_strategy, config):
     finished = run_strategy(block(**config))
@@ -110,7 +132,7 @@ def test_raw_text(run_strategy, tmp_path):
 
 def test_held_out_rows_are_ours(run_strategy):
     training = {"max_steps": 4, "batch_size": 4, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
-    training |= {"load_best_model_at_end": True, "learning_rate": 1e-3}
+    training |= {"load_best_model_at_end": True, "learning_rate": 1e-3, "report_to": ["tensorboard"]}
     splitter = {"type": "hash", "config": {"eval_percentage": 20}}
     finished = run_strategy(block(method="lora", training=training), data_splitter=splitter)
     manifest = json.loads((finished.output_dir / "llamafarm" / "manifest.json").read_text())
@@ -119,6 +141,70 @@ def test_held_out_rows_are_ours(run_strategy):
         assert len((data / f"{name}.jsonl").read_text().splitlines()) == manifest["rows"][side] > 0
     assert isinstance(finished.result.metrics["eval_loss"], float)
     assert finished.result.best_step in (2, 4)
+    curves = EventAccumulator(str(finished.output_dir / "runs")).Reload()
+    for event_type, tag in (("log", "loss"), ("eval", "eval_loss")):
+        told = [(event.fields["step"], event.fields[tag]) for event in finished.events if event.type == event_type]
+        group = "train" if event_type == "log" else "eval"
+        drawn = [(one.step, one.value) for one in curves.Scalars(f"{group}/loss")]
+        assert drawn == [(step, pytest.approx(value)) for step, value in told if value is not None]
+        assert drawn
+    assert (finished.output_dir / "training_eval_loss.png").stat().st_size > 1000
+
+
+def test_the_result_is_a_run_like_any_other(run_strategy, tmp_path, capsys):
+    runs = [run_strategy(block(method={"type": "lora", "r": rank})).output_dir for rank in (2, 4)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"Turn on {n}", "output": f"On {n}."}) + "\n" for n in range(4)))
+
+    def say(*words: str) -> str:
+        code = run_command(list(words))
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        return said.out
+
+    one, other = map(str, runs)
+    assert say("generate", "--model", one, "--prompt", "Is the lamp on?", "--max-new-tokens", "4")
+    assert "loss" in say("evaluate", "--model", one, "--data", str(data), "--max-new-tokens", "4")
+    say("export", one, "--to", "merged")
+    assert (runs[0] / "export" / "merged" / "model.safetensors").is_file()
+    assert "method.r" in say("runs", "diff", one, other)
+    (runs[0] / "training_loss.png").unlink()
+    say("plot-loss", one)
+    assert (runs[0] / "training_loss.png").stat().st_size > 1000
+
+
+def test_going_on_from_a_checkpoint_gives_the_same_weights(run_strategy):
+    training = {"max_steps": 6, "batch_size": 2, "logging_steps": 1, "save_steps": 3, "learning_rate": 1e-3}
+    method = {"type": "lora", "r": 4, "dropout": 0.1}
+    whole = run_strategy(block(method=method, training=training))
+    start = {"resume_from_checkpoint": str(whole.output_dir / "checkpoint-3")}
+    gone_on = run_strategy(block(method=method, training=training, **start))
+    assert losses(gone_on) == losses(whole)[3:]
+    one, other = (run.output_dir / "adapter_model.safetensors" for run in (whole, gone_on))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_preset_with_the_guides_arguments(run_strategy, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_fields(24)))
+    registry = load_registry()
+    sets = ("base_model=builtin:tiny", f"dataset={data}", f"output_dir={tmp_path / 'out'}", "hardware=cpu")
+    sets += ("training.max_steps=2", "training.logging_steps=1")
+    loaded = load(Request("phi3-llamafactory", sets=sets), registry)
+    seen = []
+    train(loaded, make_plan(loaded, registry), registry, seen.append)
+    assert [event.fields["step"] for event in seen if event.type == "log"] == [1, 2]
+    told = json.loads((tmp_path / "out" / "llamafarm" / "llamafactory" / "train.yaml").read_text())
+    guide = {
+        "stage": "sft", "do_train": True, "template": "phi", "finetuning_type": "lora", "lora_target": "all",
+        "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.1, "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4, "lr_scheduler_type": "cosine", "save_steps": 500, "learning_rate": 5e-4,
+        "num_train_epochs": 3.0, "plot_loss": True, "bf16": True,
+    }  # fmt: skip
+    assert {name: told[name] for name in guide} == guide
+    described = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"], described["lora_dropout"]) == (16, 32, 0.1)
+    assert isinstance(answer(tmp_path / "out"), str)
 
 
 def test_an_argument_that_it_has_not(run_strategy):

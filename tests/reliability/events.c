@@ -123,8 +123,19 @@ static void record(long number, const char *name, const char *path, const char *
   memset(&found, 0, sizeof found);
   if (log_fd < 0) return;
   CALL(SYS_newfstatat, AT_FDCWD, path, &found, AT_SYMLINK_NOFOLLOW);
-  int length = snprintf(line, sizeof line, "%ld\t%s\t%lu\t%s\t%s\n", number, name, (unsigned long)found.st_ino, path, other);
+  int length = snprintf(line, sizeof line, "%ld\t%s\t%lu\t%lld\t%s\t%s\n", number, name,
+                        (unsigned long)found.st_ino, (long long)found.st_size, path, other);
   CALL(SYS_write, log_fd, line, length, 0);
+}
+/* What opening a file for writing does: it makes it, empties it, or neither. */
+static const char *opening(long number, ucontext_t *u, const char *path) {
+  struct stat found;
+  long flags = number == SYS_openat ? ARG(u, 2) : ARG(u, 1);
+#ifdef SYS_creat
+  if (number == SYS_creat) flags = O_CREAT | O_TRUNC;
+#endif
+  if (CALL(SYS_newfstatat, AT_FDCWD, path, &found, 0)) return flags & O_CREAT ? "create" : "open";
+  return flags & O_TRUNC ? "truncate" : "open";
 }
 static void half(long number, ucontext_t *u) {
   if (number == SYS_write) CALL(number, ARG(u, 0), ARG(u, 1), ARG(u, 2) / 2, 0);
@@ -138,6 +149,7 @@ static void handle(int signal_number, siginfo_t *info, void *context) {
   ucontext_t *u = context;
   long number = info->si_syscall, c;
   char path[PATH_MAX], other[PATH_MAX];
+  const char *name;
   const struct event *event = described(number);
   (void)signal_number;
   path[0] = other[0] = 0;
@@ -150,9 +162,10 @@ static void handle(int signal_number, siginfo_t *info, void *context) {
     return;
   }
   c = __sync_add_and_fetch(&count, 1);
+  name = strcmp(event->name, "open") ? event->name : opening(number, u, path);
   if (mode == KILL && c == target) {
     half(number, u);
-    if (!strcmp(event->name, "write")) record(c, event->name, path, other);
+    if (!strcmp(name, "write")) record(c, name, path, other);
     CALL(SYS_kill, CALL(SYS_getpid, 0, 0, 0, 0), SIGKILL, 0, 0);
   }
   if (((mode == FAIL_ONCE && c == target) || (mode == FAIL_FROM && c >= target)) &&
@@ -166,7 +179,7 @@ static void handle(int signal_number, siginfo_t *info, void *context) {
     CALL(SYS_linkat, AT_FDCWD, event->path2 >= 0 ? other : path, AT_FDCWD, grave);
   }
   RESULT(u) = events_call(number, ARG(u, 0), ARG(u, 1), ARG(u, 2), ARG(u, 3), ARG(u, 4), ARG(u, 5));
-  if (RESULT(u) >= 0 || RESULT(u) < -4095) record(c, event->name, path, other);
+  if (RESULT(u) >= 0 || RESULT(u) < -4095) record(c, name, path, other);
 }
 
 long events_count(void) { return count; }

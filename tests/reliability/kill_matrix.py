@@ -2,7 +2,7 @@
 
     python tests/reliability/kill_matrix.py                    every event, LoRA and full fine-tuning
     python tests/reliability/kill_matrix.py --every 10         a sample
-    python tests/reliability/kill_matrix.py --fault power      loses what was not synced, too
+    python tests/reliability/kill_matrix.py --fault power      loses what was not synced, too; `order`: some of it
     python tests/reliability/kill_matrix.py --fault full       no space from event n on; `io`: I/O errors
     python tests/reliability/kill_matrix.py --fault recovery   kills the recovery of a killed run at each of its events
 
@@ -32,14 +32,19 @@ def killed(laboratory: Laboratory, number: int) -> Ended:
     return laboratory.child()
 
 
-def without_power(laboratory: Laboratory, number: int) -> Ended:
-    """The same, and what was not synced is lost."""
+def without_power(laboratory: Laboratory, number: int, chance: random.Random | None = None) -> Ended:
+    """The same, and what was not synced is lost; all of it, if chance does not decide."""
     log, graves = laboratory.folder / "events.log", laboratory.folder / "graves"
     shutil.rmtree(graves, ignore_errors=True)
     graves.mkdir()
     laboratory.child(Fault(KILL, number), log=log, graves=str(graves))
-    lose_power(laboratory.run, log, graves)
+    lose_power(laboratory.run, log, graves, chance)
     return laboratory.child()
+
+
+def out_of_order(laboratory: Laboratory, number: int) -> Ended:
+    """The same, and what was not synced is lost in part: names of one folder and not of another, half of a file."""
+    return without_power(laboratory, number, random.Random(number))
 
 
 def refused(error: int) -> Point:
@@ -76,7 +81,7 @@ def matrix(laboratory: Laboratory, point: Point, numbers: Iterable[int], expecte
 def main() -> int:
     """Print the score; 1 if a point is lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fault", choices=("kill", "recovery", "power", "full", "io"), default="kill")
+    parser.add_argument("--fault", choices=("kill", "recovery", "power", "order", "full", "io"), default="kill")
     parser.add_argument("--kind", choices=KINDS, action="append", help="both, if none is named")
     parser.add_argument("--every", type=int, default=1, help="only each n-th event")
     parser.add_argument("--first", type=int, default=1, help="begin at this event")
@@ -96,8 +101,8 @@ def main() -> int:
             total = laboratory.child().events
         elif options.fault == "kill":
             point = killed
-        elif options.fault == "power":
-            point = without_power
+        elif options.fault in ("power", "order"):
+            point = without_power if options.fault == "power" else out_of_order
         else:
             point = refused(ERRORS[options.fault])
         found: Counter[str] = Counter()

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["llamafarm", "ruamel", "jinja2", "json", "csv"]):
+with atheris.instrument_imports(
+    include=[
+        "llamafarm",
+        "llamafarm_tuners.pytorch._state",
+        "llamafarm_tuners.pytorch._tree",
+        "ruamel",
+        "jinja2",
+        "json",
+        "csv",
+    ]
+):
     from targets import SEEDS, TARGETS, attempt
 
-    import llamafarm.core.record
-    import llamafarm.core.yaml_source
-    import llamafarm.data.sources
-    import llamafarm.models.adapter_config
-    import llamafarm.models.record
-    import llamafarm.models.templates  # noqa: F401  # instrumented by being imported here
+    import llamafarm_tuners.pytorch._state  # noqa: F401  # instrumented by being imported here
 
 
 def main() -> None:

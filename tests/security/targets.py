@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from safetensors.torch import save_file
 
 from llamafarm.errors import LlamaFarmError
 
@@ -82,9 +85,40 @@ def manifest(data: bytes) -> None:
     read_methods(FOLDER / "run")
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (strategy, rows, csv, gzip, model_config, adapter_config, template, manifest)
-}
+def checkpoint(data: bytes) -> None:
+    """The manifest and the state of a checkpoint, and tensors."""
+    from llamafarm.models.checkpoint import damage, read_manifest
+    from llamafarm_tuners.pytorch._state import OWN_FILES, read_state
+
+    for name in ("llamafarm_checkpoint.json", *OWN_FILES):
+        _file(f"checkpoint-1/{name}", data)
+    folder = FOLDER / "checkpoint-1"
+    read_manifest(folder)
+    damage(folder)
+    try:
+        read_state(folder)
+    finally:
+        for name in ("optimizer.safetensors", "training_state.safetensors"):
+            save_file({}, folder / name)
+        read_state(folder)
+
+
+def plugin(data: bytes) -> None:
+    """Metadata of installed distributions."""
+    from llamafarm.core.distributions import announced
+
+    _file("site/fuzzed-1.dist-info/METADATA", data)
+    _file("site/fuzzed-1.dist-info/entry_points.txt", data if data[:1] == b"[" else b"[llamafarm]\na = b\n")
+    before = list(sys.path)
+    sys.path[:] = [str(FOLDER / "site")]
+    try:
+        announced()
+    finally:
+        sys.path[:] = before
+
+
+FRONT_DOORS = (*(strategy, rows, csv, gzip, model_config, adapter_config, template, manifest, checkpoint, plugin),)
+TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in FRONT_DOORS}
 
 SEEDS: dict[str, list[bytes]] = {
     "strategy": [
@@ -100,6 +134,27 @@ SEEDS: dict[str, list[bytes]] = {
     "adapter_config": [json.dumps({"peft_type": "LORA", "r": 8, "target_modules": ["q"], "rank_pattern": {}}).encode()],
     "template": [b"{% for m in messages %}{{ m['role'] ~ m.content | trim }}{% endfor %}"],
     "manifest": [json.dumps({"version": 1, "methods": [{"type": "lora", "config": {}}], "pid": 1}).encode()],
+    "checkpoint": [
+        json.dumps(
+            {"version": 1, "step": 1, "position": {}, "identity": {}, "files": {"a": {"bytes": 1, "sha256": ""}}}
+        ).encode(),
+        json.dumps(
+            {
+                "step": 1,
+                "weights": {"a": ["b", "c"]},
+                "scheduler": {"$items": [[1, {"$float": "inf"}]]},
+                "optimizer": {"$tuple": []},
+                "scaler": None,
+                "others": {},
+                "random": [],
+            }
+        ).encode(),
+        b"\x40\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(64) + b"\0\0\x80\x3f",
+    ],
+    "plugin": [
+        b"Metadata-Version: 2.1\nName: a\nVersion: 1\nRequires-Dist: llamafarm>=0.1; python_version>'3'\n",
+        b"[llamafarm]\na = b.c:d [e]\n",
+    ],
 }
 
 

@@ -460,6 +460,21 @@ def edited(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: [path.write_text(text, encoding="utf-8") for path in folder.rglob(name)] and None
 
 
+def sealed(name: str, **values: Any) -> Callable[[Path], None]:
+    """A changed file of each checkpoint, in a manifest with the right digests."""
+
+    def make(folder: Path) -> None:
+        from llamafarm.models.checkpoint import read_manifest, write_manifest
+
+        for path in folder.glob(f"checkpoint-[0-9]*/{name}"):
+            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+            known = read_manifest(path.parent)
+            assert known
+            write_manifest(path.parent, known.step, position=known.position, identity=known.identity)
+
+    return make
+
+
 RUNS_CORPUS: dict[str, Callable[[Path], None]] = {
     "manifest that is a list": edited("manifest.json", "[]"),
     "manifest nested for ever": edited("manifest.json", '{"a":' * 50_000 + "1" + "}" * 50_000),
@@ -469,6 +484,9 @@ RUNS_CORPUS: dict[str, Callable[[Path], None]] = {
     ),
     "methods that are none": edited("llamafarm_methods.json", "{}"),
     "strategy with a tag": edited("resolved.yaml", "name: !!python/object/apply:os.system [x]"),
+    "checkpoints nested for ever": edited("llamafarm_checkpoint.json", '{"a":' * 50_000 + "1" + "}" * 50_000),
+    "a weight elsewhere": sealed("training_state.json", weights={"a": ["../../../elsewhere/secret.txt", "a"]}),
+    "a training that was another": sealed("training_state.json", others={"report": 7, "best": "x"}),
     "state that is a number": edited("trainer_state.json", "7"),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def test_rows_of_the_system(tmp_path: Path, target: str) -> None:
     (tmp_path / "rows.jsonl").symlink_to(target)
     refused(DataError, "LF-DATA-240", read, Path(target))
     refused(DataError, "LF-DATA-240", read, tmp_path / "rows.jsonl")
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a writable /dev/shm")
+def test_an_ordinary_file_is_one_wherever_it_is() -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=".jsonl") as file:
+        read(Path(file.name))
 
 
 def test_rows_of_a_pipe(tmp_path: Path) -> None:

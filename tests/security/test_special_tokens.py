@@ -12,7 +12,7 @@ from llamafarm.api import Example, Message, RowRef
 from llamafarm.data.tokens import tokenize
 from llamafarm.errors import LlamaFarmError
 from llamafarm.models.literal import literals_of
-from llamafarm.models.special import CHATML
+from llamafarm.models.named_templates import named_template
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + "
@@ -33,7 +33,7 @@ PHI3 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 FAMILIES = {
-    "chatml": (CHATML, ["<|im_start|>", "<|im_end|>"]),
+    "chatml": (named_template("chatml").source, ["<|im_start|>", "<|im_end|>"]),
     "llama-3": (LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
     "llama-2": (LLAMA2, []),
     "gemma": (GEMMA, ["<start_of_turn>", "<end_of_turn>"]),

@@ -47,10 +47,14 @@ def reporter(events: Path) -> Any:
             say(events, "model", trainable=trainable, total=sum(size for _, size in sizes), steps=state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            plain = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
+            logs = {key: value for key, value in (logs or {}).items() if key != "step"}  # of ppo's, begins at 0
+            plain = {key: value for key, value in logs.items() if isinstance(value, int | float)}
             say(events, "log", step=state.global_step, steps=state.max_steps, **plain)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            described = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "trainer_state.json"
+            if not described.exists():  # ppo leaves it out; it tells a whole checkpoint from one that was cut off
+                state.save_to_json(str(described))
             say(events, "checkpoint", step=state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from llamafarm.api import Decision, Installed, RunPlan, installed
 from llamafarm.errors import Problem, nearest
 from llamafarm.models.locate import locate
 from llamafarm_tuners.llamafactory.adapter import adapter_arguments, given_keys
-from llamafarm_tuners.llamafactory.config import LlamaFactoryConfig
-from llamafarm_tuners.llamafactory.environment import BACKEND
+from llamafarm_tuners.llamafactory.config import NATIVE, LlamaFactoryConfig
+from llamafarm_tuners.llamafactory.environment import PPO, backend_for
 from llamafarm_tuners.llamafactory.hyperparameters import training_arguments
+from llamafarm_tuners.llamafactory.ppo import check_ppo
 from llamafarm_tuners.llamafactory.translate import _SWITCHES, OURS, stage_of, tokenizes_itself
 
 Findings = Iterator[Problem | Decision]
@@ -22,9 +24,11 @@ PYTORCH = "use type: pytorch, which can"
 
 def check(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
     """Everything to refuse or explain."""
-    state = installed(BACKEND)
+    backend = backend_for(stage_of(config))
+    state = installed(backend)
     if state is None:
-        hint = "run: llamafarm backends setup llamafactory; or train with type: pytorch"
+        hint = f"run: llamafarm backends setup {backend.name}"
+        hint += "" if backend is PPO else "; or train with type: pytorch"
         yield Problem("LF-PLUGIN-070", "LLaMA-Factory is not set up", hint=hint)
     yield from _stage(config, plan)
     yield from _adapter(config, plan)
@@ -40,10 +44,12 @@ def _stage(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
     if config.stage and "training.stage" in plan.given and config.stage != config.training.stage:
         yield Problem("LF-STRATEGY-080", "stage and training.stage disagree", where, "keep one of them")
     if stage == "ppo":
-        message = "stage ppo: the ppo of LLaMA-Factory 0.9.5 needs trl below 0.10, and all else in it trl from 0.18 on"
-        yield Problem("LF-STRATEGY-083", message, where, "use stage: dpo, with pairs of answers")
-    if stage == "rm" and config.training.load_best_model_at_end:
-        message = "stage rm: LLaMA-Factory cannot load the best reward model at the end"
+        yield from check_ppo(config, plan)
+    elif config.reward_model:
+        path = plan.given.get("reward_model", "")
+        yield Problem("LF-STRATEGY-083", f"stage {stage} has no reward model", path, "set stage: ppo, or leave it out")
+    if stage in ("rm", "ppo") and config.training.load_best_model_at_end:
+        message = f"stage {stage}: LLaMA-Factory cannot load the best model at the end"
         yield Problem("LF-STRATEGY-083", message, where, "leave training.load_best_model_at_end out")
     if config.dataset.train_on_inputs and stage != "sft":
         yield Problem("LF-STRATEGY-083", f"stage {stage} cannot learn prompts", where, "leave train_on_inputs out")
@@ -58,8 +64,20 @@ def _adapter(config: LlamaFactoryConfig, plan: RunPlan) -> Findings:
         if spec.kind == "bos-scaling":
             message = "bos-scaling changes the model as it runs, which cannot be done from outside LLaMA-Factory"
             yield Problem("LF-STRATEGY-082", message, where, "use type: pytorch, or train without it")
-    _, problems = adapter_arguments(config, tuple(spec for spec in specs if spec.kind != "bos-scaling"), where)
+    found, problems = adapter_arguments(config, tuple(spec for spec in specs if spec.kind != "bos-scaling"), where)
     yield from problems
+    stage, how = stage_of(config), found["finetuning_type"]
+    if stage in ("rm", "ppo") and how in ("full", "freeze") and _tied(config):
+        message = f"stage {stage}: LLaMA-Factory cannot save a {how} model whose embeddings are one with its head"
+        yield Problem("LF-STRATEGY-083", message, where, "use lora, or another base")
+
+
+def _tied(config: LlamaFactoryConfig) -> bool:
+    folder = locate(config.base_model.huggingface_id or "").folder
+    described = folder / "config.json" if folder else None
+    if described is None or not described.is_file():
+        return False
+    return json.loads(described.read_text(encoding="utf-8")).get("tie_word_embeddings") is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +100,8 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     yield _Rule(
         "base_model.add_chatml_prompt_template", base.add_chatml_prompt_template, "it has templates by name", chatml
     )
+    named = f"set template: {base.template}, beside base_model: LLaMA-Factory's own names are given there"
+    yield _Rule("base_model.template", base.template is not None, "it has templates of its own by name", named)
     dtype = "LLaMA-Factory chooses it by training.bf16, fp16 and the device"
     yield _Rule("base_model.torch_dtype", base.torch_dtype != "auto", dtype, "leave it out")
     if reason := tokenizes_itself(config):
@@ -97,6 +117,9 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     threshold = "any improvement counts for LLaMA-Factory"
     yield _Rule("training.early_stopping_threshold", bool(training.early_stopping_threshold), threshold)
     yield _Rule("training.use_cpu_offload", training.use_cpu_offload, "LLaMA-Factory has it with DeepSpeed alone")
+    liger = "set enable_liger_kernel, as LLaMA-Factory calls it"
+    yield _Rule("training.use_liger_kernel", training.use_liger_kernel, "LLaMA-Factory names it otherwise", liger)
+    yield _Rule("training.activation_offloading", training.activation_offloading, "LLaMA-Factory offloads none")
     yield _Rule("training.torch_compile", training.torch_compile, "not passed on: untested with LLaMA-Factory")
     fp16 = training.fp16 and plan.device.type != "cuda"
     yield _Rule("training.fp16", fp16, f"fp16 needs CUDA; on {plan.device.type} LLaMA-Factory ignores it", "use bf16")
@@ -145,6 +168,12 @@ def _arguments(config: LlamaFactoryConfig, plan: RunPlan, state: Installed | Non
                 f"LLaMA-Factory {state.versions.get('llamafactory', '') if state else ''} has no argument {name!r}"
             )
             yield Problem("LF-STRATEGY-087", message, where, nearest(name, known))
+        elif name not in NATIVE and not where.startswith("--"):
+            message = (
+                f"the argument {name} of LLaMA-Factory may read, write, fetch or run what nobody here has looked at"
+            )
+            hint = f"if you know what it does, type it: --set arguments.{name}=VALUE"
+            yield Problem("LF-SECURITY-020", message, where, hint)
     templates = facts.get("templates", ())
     if config.template and templates and config.template not in templates:
         hint = nearest(config.template, templates) or f"it has {', '.join(templates)}"

@@ -36,6 +36,8 @@ NATIVE = (
     "disable_gradient_checkpointing", "use_reentrant_gc", "upcast_lmhead_output", "quantization_method",
     "quantization_type", "neftune_noise_alpha", "ddp_timeout", "save_only_model", "label_smoothing_factor",
     "include_num_input_tokens_seen", "do_train", "do_eval",
+    "ppo_buffer_size", "ppo_epochs", "ppo_score_norm", "ppo_target", "ppo_whiten_rewards", "reward_model_type",
+    "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
 )  # fmt: skip
 """Arguments of LLaMA-Factory that stand in the configuration under their own names."""
 
@@ -89,6 +91,9 @@ class LlamaFactoryConfig(FineTunerConfig):
     neat_packing: bool | None = Field(None, description="Pack without attention across rows.")
     upcast_layernorm: bool | None = Field(None, description="Keep normalization weights in fp32.")
     use_unsloth: bool | None = Field(None, description="Use the unsloth kernels.")
+    reward_model: str | None = Field(
+        None, description="What judges answers in stage ppo: the output folder of a run with stage rm."
+    )
     resume_from_checkpoint: str | None = Field(
         None, description="Folder of a checkpoint of an earlier run to go on from, in a new output_dir."
     )

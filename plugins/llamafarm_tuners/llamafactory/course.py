@@ -66,7 +66,7 @@ class Course:
             message = f"step {step}: the loss is {told['loss']}"
             raise NumericError.of("LF-NUMERIC-001", message, hint="lower learning_rate; look at the rows")
         elapsed = time.perf_counter() - self._started
-        figures = {name: told[name] for name in ("loss", "learning_rate", "grad_norm") if name in told}
+        figures = {name: told[name] for name in ("loss", "learning_rate", "grad_norm", "reward") if name in told}
         self._run.emit(
             "log",
             step=step,

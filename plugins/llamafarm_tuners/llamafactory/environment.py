@@ -27,6 +27,22 @@ BACKEND = Backend(
     parity=_parity,
 )
 
+PPO = Backend(
+    name="llamafactory-ppo",
+    summary="LLaMA-Factory 0.9.3, whose stage ppo works",
+    requirements=_HERE / "requirements_ppo.txt",
+    probe=_HERE / "_probe.py",
+    disk_bytes=5 << 30,
+    python_below=(3, 13),
+)
+"""Beside the current release, because the trl that this stage needs excludes all that the others need."""
+
+
+def backend_for(stage: str) -> Backend:
+    """The environment that trains a stage."""
+    return PPO if stage == "ppo" else BACKEND
+
+
 _KEPT = frozenset(
     {
         "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "TEMP", "SHELL", "LD_LIBRARY_PATH", "XDG_CACHE_HOME",

@@ -10,7 +10,7 @@ from llamafarm.api import RunPlan
 from llamafarm.models.locate import locate
 from llamafarm_tuners.llamafactory.adapter import adapter_arguments
 from llamafarm_tuners.llamafactory.config import LlamaFactoryConfig
-from llamafarm_tuners.llamafactory.hyperparameters import training_arguments
+from llamafarm_tuners.llamafactory.hyperparameters import NEVER, training_arguments
 from llamafarm_tuners.llamafactory.rows import EVAL, TRAIN, Form
 
 OURS: Mapping[str, str] = {
@@ -104,6 +104,8 @@ def translate(
             found[name] = value
     if kernel := _attention(config):
         found["flash_attn"] = kernel
+    if stage_of(config) == "ppo":
+        found |= _ppo(config)
     if config.resume_from_checkpoint:
         found["resume_from_checkpoint"] = str(Path(config.resume_from_checkpoint).expanduser().absolute())
     dropped = {*_SWITCHES, *(("val_size",) if held_out else ())}
@@ -130,6 +132,19 @@ _OF_ITS_TEMPLATE = frozenset(
 def stage_of(config: LlamaFactoryConfig) -> str:
     """The stage: LLaMA-Factory's key, else the training's."""
     return config.stage or config.training.stage
+
+
+def _ppo(config: LlamaFactoryConfig) -> dict[str, Any]:
+    """What judges, by which weights; and when to save, which this stage does by steps alone."""
+    found: dict[str, Any] = {}
+    if config.reward_model and (folder := Path(config.reward_model).expanduser()).is_dir():
+        lora = (folder / "adapter_config.json").is_file()
+        found |= {"reward_model": str(folder.absolute()), "reward_model_type": "lora" if lora else "full"}
+    elif config.reward_model:
+        found["reward_model"] = config.reward_model
+    if config.training.save_strategy != "steps" or config.training.save_steps < 0:
+        found |= {"save_strategy": "steps", "save_steps": NEVER}
+    return found
 
 
 def _packing(config: LlamaFactoryConfig) -> dict[str, Any]:

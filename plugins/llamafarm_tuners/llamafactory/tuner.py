@@ -16,8 +16,9 @@ from llamafarm.models.locate import locate
 from llamafarm_tuners.llamafactory.checks import check
 from llamafarm_tuners.llamafactory.config import ADAPTER_KEYS, LlamaFactoryConfig
 from llamafarm_tuners.llamafactory.course import Course
-from llamafarm_tuners.llamafactory.environment import BACKEND, child_environment
+from llamafarm_tuners.llamafactory.environment import BACKEND, PPO, backend_for, child_environment
 from llamafarm_tuners.llamafactory.failures import failure
+from llamafarm_tuners.llamafactory.older import older_files
 from llamafarm_tuners.llamafactory.process import run_process
 from llamafarm_tuners.llamafactory.result import adopt, checkpoints, finish, log_until, put_before
 from llamafarm_tuners.llamafactory.rows import Form, form_of, write_rows
@@ -29,7 +30,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
 
     name = "llamafactory"
     adapter_kinds = frozenset({"lora", "dora", "full", "freeze"})
-    backend = BACKEND
+    backends = (BACKEND, PPO)
     resumes = True
 
     @classmethod
@@ -49,9 +50,10 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             LlamaFarmError: For what it could not use: rows, model, settings, memory.
             KeyboardInterrupt: After the step in which the user asked to stop.
         """
-        state = installed(BACKEND)
+        backend = backend_for(stage_of(self.config))
+        state = installed(backend)
         if state is None:
-            hint = "run: llamafarm backends setup llamafactory"
+            hint = f"run: llamafarm backends setup {backend.name}"
             raise PluginError.of("LF-PLUGIN-070", "LLaMA-Factory is not set up", hint=hint)
         place = plan.output_dir.absolute() / "llamafarm" / "llamafactory"
         base = self.config.base_model.huggingface_id or ""
@@ -73,6 +75,7 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             names = [path.name for path in checkpoints(output)]
         finally:
             adopt(output, plan.output_dir, base)
+            shutil.rmtree(place / "older", ignore_errors=True)
             put_before(before, plan.output_dir)
             if board is not None:
                 board.close()
@@ -109,6 +112,9 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
 
             held_out = write_tokens(self.config, data, run, place / "tokens")
             tokens = place / "tokenized"
+        if held_out and stage_of(self.config) == "ppo":
+            run.emit("notice", message=f"stage ppo evaluates nothing: {len(data.eval)} held-out rows are not used")
+            held_out = False
         if held_out and "val_size" in self.config.arguments:
             run.emit("notice", message="val_size is not used: rows are held out already")
         arguments = translate(
@@ -120,6 +126,10 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
             output=place / "output",
             tokens=tokens,
         )
+        if stage_of(self.config) == "ppo":
+            for name in {"model_name_or_path", "reward_model"} & arguments.keys():
+                if Path(arguments[name], "config.json").is_file():
+                    arguments[name] = str(older_files(Path(arguments[name]), place.absolute() / "older" / name))
         live = plan.output_dir / "trainer_log.jsonl"
         live.unlink(missing_ok=True)
         live.symlink_to(Path("llamafarm") / "llamafactory" / "output" / live.name)

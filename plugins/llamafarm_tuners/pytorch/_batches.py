@@ -43,6 +43,8 @@ class Batch:
         positions: For one long row: each token's place in its document.
         bounds: For one long row: where documents begin, and the end.
         longest: For one long row: the length of the longest document.
+        split_on_host: For one long row: the attention kernel splits by the bounds in Python, so they stay in main
+            memory (read on a GPU, each layer would wait for them).
     """
 
     input_ids: torch.Tensor
@@ -54,13 +56,16 @@ class Batch:
     positions: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
     longest: int = 0
+    split_on_host: bool = False
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        tensors = {name: getattr(self, name) for name in self.__slots__}
-        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-        if self.attention_mask is not None and self.bounds is not None:
-            moved["bounds"] = self.bounds  # our kernel splits by them: read on a GPU, each layer would wait for it
+    def to(self, device: torch.device, *, pin: bool = False) -> Batch:
+        """The same batch on a device; from pinned memory the copies do not keep the program waiting."""
+        stay = {"bounds"} if self.split_on_host else set()
+        moved = {
+            name: _copied(value, device, pin=pin)
+            for name in self.__slots__
+            if isinstance(value := getattr(self, name), torch.Tensor) and name not in stay
+        }
         return replace(self, **moved)
 
     @property
@@ -95,12 +100,16 @@ def padded(rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Ba
     return Batch(ids, mask, targets, _kept(learned), int(mask.sum()), int(learned.sum()))
 
 
+def _copied(tensor: torch.Tensor, device: torch.device, *, pin: bool) -> torch.Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True) if pin and device.type == "cuda" else tensor.to(device)
+
+
 def in_one_row(rows: Sequence[TokenRow], mask: torch.Tensor | None = None) -> Batch:
     """Put rows (of packs: their documents) one after the other: nothing is padded.
 
     Args:
         rows: At least one.
-        mask: What the attention kernel wants in place of a mask.
+        mask: What the attention kernel wants in place of a mask; one in main memory splits by the bounds there.
     """
     rows = documents(rows)
     lengths = torch.tensor([len(row.input_ids) for row in rows])
@@ -120,6 +129,7 @@ def in_one_row(rows: Sequence[TokenRow], mask: torch.Tensor | None = None) -> Ba
         positions=positions[None],
         bounds=bounds.int(),
         longest=int(lengths.max()),
+        split_on_host=mask is not None and mask.device.type == "cpu",
     )
 
 

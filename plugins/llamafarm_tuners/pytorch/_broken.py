@@ -19,11 +19,13 @@ from llamafarm.data.tokens import TokenizedRow
 from llamafarm_tuners.pytorch._batches import TokenRow
 from llamafarm_tuners.pytorch._state import trained_weights
 from llamafarm_tuners.pytorch._store import replaced_folder
+from llamafarm_tuners.pytorch._tree import pack, unpack
 from llamafarm_tuners.pytorch.journal import write_json
 
 RECORD: Final = "step.json"
 ROWS: Final = "rows.safetensors"
 WEIGHTS: Final = "weights.safetensors"
+KEPT: Final = "methods.safetensors"
 _MARK: Final = "not_finite."
 _ODD: Final = (float("nan"), float("inf"), float("-inf"))
 
@@ -98,7 +100,12 @@ def _watched(model: nn.Module, found: list[FirstBad]) -> Iterator[None]:
 
 
 def write_broken(
-    folder: Path, model: nn.Module, parts: Sequence[Sequence[TokenRow]], generators: str, facts: Mapping[str, Any]
+    folder: Path,
+    model: nn.Module,
+    parts: Sequence[Sequence[TokenRow]],
+    generators: str,
+    facts: Mapping[str, Any],
+    kept: Mapping[str, Any],
 ) -> None:
     """Write what `read_broken` needs to take the step again.
 
@@ -111,6 +118,7 @@ def write_broken(
         parts: The rows that went through the model at a time, in order.
         generators: The state of this process' generators before the step.
         facts: Anything else, as plain JSON.
+        kept: What the methods kept.
 
     Raises:
         DiskError: If it cannot be written.
@@ -122,8 +130,13 @@ def write_broken(
         for name, tensor in trained_weights(model):
             weights |= _written(name, tensor.detach().cpu())
         save_file(weights, temporary / WEIGHTS)
+        tensors: dict[str, torch.Tensor] = {}
+        methods = pack(kept, tensors, "state")
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, temporary / KEPT)
         lengths = [len(part) for part in parts]
-        write_json(temporary / RECORD, {**facts, "parts": lengths, "random": json.loads(generators)})
+        write_json(
+            temporary / RECORD, {**facts, "parts": lengths, "methods": methods, "random": json.loads(generators)}
+        )
 
 
 def read_broken(folder: Path) -> tuple[dict[str, Any], list[list[TokenRow]], dict[str, torch.Tensor]]:
@@ -140,6 +153,13 @@ def read_broken(folder: Path) -> tuple[dict[str, Any], list[list[TokenRow]], dic
                     tensor[marks == code] = value
             weights[name] = tensor
     return facts, parts, weights
+
+
+def read_kept(folder: Path) -> Mapping[str, Any]:
+    """Read what the methods kept."""
+    methods = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("methods", {})
+    kept: Mapping[str, Any] = unpack(methods, load_file(folder / KEPT)) if methods else {}
+    return kept
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import load_file
-from torch import nn
+from transformers import PreTrainedModel
 
 from llamafarm.errors import DiskError
 from llamafarm.models.checkpoint import CHECKPOINT_FILE, damage, read_manifest, write_manifest
@@ -24,6 +25,19 @@ _NAME: Final = re.compile(r"checkpoint-(\d+)")
 _OF_ITS_STEP: Final = frozenset({_RECORD, CHECKPOINT_FILE}) | OWN_FILES
 
 Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an earlier run left.
+
+    Attributes:
+        checkpoint: To go on from; None if there is none.
+        saved: Steps whose checkpoint exists and is whole, in order.
+    """
+
+    checkpoint: Path | None = None
+    saved: tuple[int, ...] = ()
 
 
 class Checkpoints:
@@ -40,8 +54,9 @@ class Checkpoints:
         limit: int | None,
         record: Callable[[int], Mapping[str, Any]],
         identity: Mapping[str, Any] | None = None,
+        saved: Sequence[int] = (),
     ) -> None:
-        self.saved: list[int] = []
+        self.saved = list(saved)
         self._folder, self._trained, self._limit, self._record = folder, trained, limit, record
         self._identity = dict(identity or {})
 
@@ -67,39 +82,6 @@ class Checkpoints:
         """Write `checkpoint-best` from the model as it is now."""
         self._write(self._folder / BEST, step, None, None)
         return self._folder / BEST
-
-    def recover(self, wanted: Path | None, say: Say) -> Path | None:
-        """Clear up after a run that was stopped at any instant, and find what to go on from.
-
-        Damaged checkpoints are put aside as `damaged-checkpoint-N`, and the one before is taken.
-
-        Args:
-            wanted: A particular checkpoint; the newest that is whole if None. Later ones are put aside, because they
-                belong to another course of the training.
-            say: Is told of everything that is put aside.
-
-        Returns:
-            The checkpoint; None if there is none.
-
-        Raises:
-            DiskError: If the one that is wanted is not whole.
-        """
-        swept(self._folder)
-        found: Path | None = None
-        for step, path in _numbered(self._folder):
-            if wanted is not None and step > _step_of(wanted):
-                say(f"{path.name} is later than {wanted.name}: put aside as {_aside(path, 'later').name}")
-                continue
-            what = damage(path, content=found is None) or (None if (path / STATE).is_file() else f"it has no {STATE}")
-            if what is None:
-                found = found or path
-                self.saved.insert(0, step)
-            elif wanted is not None and step == _step_of(wanted):
-                hint = "resume from the run's folder: the newest checkpoint that is whole is taken"
-                raise DiskError.of("LF-DISK-021", f"{wanted.name} cannot be used: {what}", where=str(path), hint=hint)
-            else:
-                say(f"{path.name} cannot be used: {what}; put aside as {_aside(path, 'damaged').name}")
-        return found
 
     def require_best(self, best_step: int | None, say: Say) -> None:
         """Have `checkpoint-best` hold the best step of the state that the run goes on from.
@@ -139,23 +121,59 @@ class Checkpoints:
             write_manifest(temporary, step, position=position, identity=self._identity)
 
 
-def newest(folder: Path, wanted: Path | None) -> Path | None:
+def recover(folder: Path, wanted: Path | None, say: Say) -> Found:
+    """Clear up after a run that was stopped at any instant, and find what to go on from.
+
+    Damaged checkpoints are put aside as `damaged-checkpoint-N`, and the one before is taken.
+
+    Args:
+        folder: The run's.
+        wanted: A particular checkpoint; the newest that is whole if None. Later ones are put aside, because they
+            belong to another course of the training.
+        say: Is told of everything that is put aside.
+
+    Raises:
+        DiskError: If the one that is wanted is not whole.
+    """
+    swept(folder)
+    found: Path | None = None
+    saved: list[int] = []
+    for step, path in _numbered(folder):
+        if wanted is not None and step > _step_of(wanted):
+            say(f"{path.name} is later than {wanted.name}: put aside as {_aside(path, 'later').name}")
+            continue
+        what = damage(path, content=found is None) or (None if (path / STATE).is_file() else f"it has no {STATE}")
+        if what is None:
+            found = found or path
+            saved.insert(0, step)
+        elif wanted is not None and step == _step_of(wanted):
+            hint = "resume from the run's folder: the newest checkpoint that is whole is taken"
+            raise DiskError.of("LF-DISK-021", f"{wanted.name} cannot be used: {what}", where=str(path), hint=hint)
+        else:
+            say(f"{path.name} cannot be used: {what}; put aside as {_aside(path, 'damaged').name}")
+    return Found(found, tuple(saved))
+
+
+def newest(folder: Path, wanted: Path | None) -> Found:
     """The checkpoint that `recover` of another process found."""
     steps = [path for step, path in _numbered(folder) if wanted is None or step == _step_of(wanted)]
-    return steps[0] if steps else None
+    return Found(steps[0] if steps else None)
 
 
-def restore_weights(model: nn.Module, folder: Path) -> None:
+def restore_weights(trained: Trained, folder: Path) -> None:
     """Put the weights of a checkpoint back into the model it was made of."""
+    model = trained.model
+    if any(method.put_back(model, folder) for method in trained.methods):
+        return
     if hasattr(model, "peft_config"):
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
         return
-    from transformers import AutoModelForCausalLM
-
-    weights = AutoModelForCausalLM.from_pretrained(folder, dtype=next(model.parameters()).dtype)
-    model.load_state_dict(weights.state_dict())
+    assert isinstance(model, PreTrainedModel)  # of the same class: code that a model brings is not looked up again
+    dtype = next(model.parameters()).dtype
+    saved = type(model).from_pretrained(folder, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

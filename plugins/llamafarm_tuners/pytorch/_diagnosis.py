@@ -48,7 +48,7 @@ def keep_broken(
     rank = work.accelerator.process_index
     target = folder.with_name(f"{folder.name}-rank-{rank}") if rank else folder
     parts = [[work.rows[row] for row in part] for part in rows]
-    write_broken(target, work.trained.model, parts, generators, facts)
+    write_broken(target, work.trained.model, parts, generators, facts, work.methods.state_dict())
     return bad
 
 

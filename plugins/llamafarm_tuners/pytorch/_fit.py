@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingResult
+from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingConfig, TrainingResult
 from llamafarm.data.questions import questions
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
@@ -22,9 +22,10 @@ from llamafarm.models.checkpoint import CHECKPOINT_FILE, write_manifest
 from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
-from llamafarm_tuners.pytorch._checkpoints import BEST
-from llamafarm_tuners.pytorch._frozen import base_model
+from llamafarm_tuners.pytorch._checkpoints import BEST, Found, newest, recover
+from llamafarm_tuners.pytorch._frozen import base_model, begun_with
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
+from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import (
     count_parameters,
     keep_trained_format,
@@ -36,6 +37,7 @@ from llamafarm_tuners.pytorch._model import (
     warn_of_unlearned_tokens,
 )
 from llamafarm_tuners.pytorch._stability import compiled, process_switches
+from llamafarm_tuners.pytorch._state import read_methods
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch._train import Continuation, Course, train
@@ -47,8 +49,10 @@ from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.identity import identity
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
+from llamafarm_tuners.pytorch.kernels import unusable_liger
 from llamafarm_tuners.pytorch.packs import packed_rows
-from llamafarm_tuners.pytorch.precision import Autocast, autocast
+from llamafarm_tuners.pytorch.precision import Autocast, DType, autocast
+from llamafarm_tuners.pytorch.schedule import plan_sizes
 from llamafarm_tuners.pytorch.sides import tokenized_sides
 from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
 
@@ -65,6 +69,8 @@ class Fit:
         accelerator: Device, precision and processes.
         results: Figures for eval_results.json that come from answering questions.
         identity: What the result is made from.
+        kept: What the methods kept in the state that the run goes on from; None: the training begins.
+        begun: The format of the base in that state, where it was not asked for.
     """
 
     config: PytorchConfig
@@ -74,6 +80,8 @@ class Fit:
     accelerator: Accelerator
     results: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] | None = None
+    begun: DType | None = None
 
 
 def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
@@ -93,11 +101,14 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 
 def _carry_out(job: Fit) -> TrainingResult:
     plan, accelerator = job.plan, job.accelerator
+    found = _found(job)
+    job.kept = read_methods(found.checkpoint) if found.checkpoint is not None else None
+    job.begun = begun_with(found.checkpoint)
     work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
         with compiled(work.trained.model, work.training, plan), paths_of(job, work) as paths:
-            course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity))
+            course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity, found))
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
         if accelerator.is_main_process:
@@ -110,17 +121,33 @@ def _carry_out(job: Fit) -> TrainingResult:
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
 
 
+def _found(job: Fit) -> Found:
+    """What an earlier run left to go on from; the main process clears up."""
+    point = job.plan.resume
+    if point is None:
+        return Found()
+    accelerator, folder = job.accelerator, job.plan.output_dir
+    if accelerator.is_main_process:
+        found = recover(folder, point.checkpoint, lambda message: job.run.emit("warning", message=message))
+    accelerator.wait_for_everyone()
+    return found if accelerator.is_main_process else newest(folder, point.checkpoint)
+
+
 def paths_of(job: Fit, work: Work) -> AbstractContextManager[Paths]:
     """The ways in which the model computes while it is trained; a compiled one computes in its own."""
-    training, device = work.training, job.accelerator.device
-    wanted = Wanted.nothing() if training.torch_compile else Wanted(layers=training.fused)
-    rows = [*work.rows, *work.held_out]
+    device, rows = job.accelerator.device, [*work.rows, *work.held_out]
+    wanted = Wanted.nothing() if work.training.torch_compile else ways(work.training, job.plan)
     return fast_paths(moved(work.trained.model, device), rows, device, job.run, wanted, job.accelerator.autocast)
+
+
+def ways(training: TrainingConfig, plan: RunPlan) -> Wanted:
+    """Which of the faster ways a run may take."""
+    return Wanted(layers=training.fused, liger=training.use_liger_kernel and unusable_liger(plan) is None)
 
 
 def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
-    config, plan, run = job.config, job.plan, job.run
+    config, plan, run, processes = job.config, job.plan, job.run, job.accelerator.num_processes
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
     vocabulary = vocabulary_for(config.base_model, job.data.train, run)
@@ -132,7 +159,7 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     tasks = tasks_of(held_out, job.data.eval)
     require_metric(config.training, tasks, plan.given.get("training.metric_for_best_model", ""))
     loading = partial(model_for, plan=plan, vocabulary=vocabulary, run=run)
-    base_config, model, why = base_model(loading, config, plan, rows, job.accelerator)
+    base_config, model, why = base_model(loading, config, plan, rows, job.accelerator, job.begun)
     job.config = config = base_config
     say_precision(model, config, plan, run, why)
     job.identity.update(_identity(job, tokenizer))
@@ -142,6 +169,14 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     set_first_token(model, first)
     for method in plan.methods:
         model = method.apply(model, run)
+    learned = packed_rows(rows, config.training, run, processes)
+    methods = Methods(model, plan.methods, run)
+    if job.kept is not None:
+        methods.load_state_dict(job.kept)
+    else:
+        steps = plan_sizes(len(learned), config.training, processes).steps
+        moved(model, job.accelerator.device)
+        methods.begin(rows, int(tokenizer.pad_token_id or 0), config.training, steps)
     keep_trained_format(model, config.training)
     warn_of_unlearned_tokens(model, run)
     names = " + ".join(method.name for method in plan.methods)
@@ -149,9 +184,8 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
     facts = {"method": names, "trained parameters": f"{counts[0]:,} of {counts[1]:,}", "training rows": len(rows)}
     trained = replace(trained, model=model, facts=facts, methods=plan.methods)
-    learned = packed_rows(rows, config.training, run, job.accelerator.num_processes)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
-    work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, hard, tasks)
+    work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, methods, hard, tasks)
     return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
 
 

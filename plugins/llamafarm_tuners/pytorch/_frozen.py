@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -18,12 +19,12 @@ from transformers import PreTrainedModel
 from llamafarm.api import RunPlan
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.models.checkpoint import read_manifest
+from llamafarm.models.inner import can_select_logits
 from llamafarm.models.locate import locate
 from llamafarm.models.prequantized import described
 from llamafarm_tuners.pytorch._batches import padded
-from llamafarm_tuners.pytorch._checkpoints import newest
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
-from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
+from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.frozen import (
     GAIN,
@@ -48,16 +49,22 @@ Load = Callable[[PytorchConfig], PreTrainedModel]
 
 
 def base_model(
-    load: Load, config: PytorchConfig, plan: RunPlan, rows: Sequence[TokenizedRow], accelerator: Accelerator
+    load: Load,
+    config: PytorchConfig,
+    plan: RunPlan,
+    rows: Sequence[TokenizedRow],
+    accelerator: Accelerator,
+    begun: DType | None,
 ) -> tuple[PytorchConfig, PreTrainedModel, str]:
     """Load the base; where its format is open, in bf16 if that is faster here and the losses agree.
 
     Args:
         load: Loads it as a configuration says.
         config: The run's.
-        plan: The run's; one that goes on keeps the format that it began with.
+        plan: The run's.
         rows: What is learned.
         accelerator: The processes, which come to one verdict.
+        begun: The format that the run began with and keeps; None: it begins.
 
     Returns:
         The configuration with the format in it, the model, and why that format; empty: it was asked for.
@@ -65,7 +72,7 @@ def base_model(
     found = choice(config, plan)
     if found is None:
         return config, load(config), ""
-    if begun := _begun_with(plan):
+    if begun is not None:
         config = with_base(config, begun)
         return config, load(config), "the format that the run began with"
     told = [_by_speed(found, config, plan)] if accelerator.is_main_process else [found]
@@ -76,11 +83,8 @@ def base_model(
     return _by_loss(load, found, config, rows, accelerator)
 
 
-def _begun_with(plan: RunPlan) -> DType | None:
-    """The format that the run began with, if this one goes on from a checkpoint."""
-    if plan.resume is None:
-        return None
-    checkpoint = newest(plan.output_dir, plan.resume.checkpoint)
+def begun_with(checkpoint: Path | None) -> DType | None:
+    """The format of the base in the run that a checkpoint is of; before it was written down it was fp32."""
     manifest = read_manifest(checkpoint) if checkpoint else None
     if manifest is None:
         return None

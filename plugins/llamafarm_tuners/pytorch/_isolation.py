@@ -47,27 +47,54 @@ class Probe:
         document, *others = self.rows
         length = len(document.input_ids)
         behind = [_logits(model, in_one_row([other, document], mask), device)[-length:] for other in others]
-        leak, shift = _difference(*behind), _difference(behind[0], self.reference)
-        exact = self.reference.dtype == torch.float32
-        scale = max(1.0, float(self.reference.abs().max()))
+        leak = _difference(*behind)
         # what stands before must not matter in any arithmetic; a coarse one may round differently in a longer row
-        if not leak <= EXACT * scale:
+        if not leak <= EXACT * self._scale:
             return f"documents see one another (logits differ by {leak:.2g})"
-        if not shift <= (EXACT if exact else COARSE) * scale:
-            return f"a document behind others is computed differently (logits differ by {shift:.2g})"
-        return None
+        return self._unlike(model, behind[0], "a document behind others is computed differently")
+
+    def change(self, model: nn.Module, device: torch.device) -> str | None:
+        """What is wrong with the document's logits when it is alone and padded; None if they are as they were."""
+        alone = _logits(model, padded([self.rows[0]], 0), device)
+        return self._unlike(model, alone, "a document is computed differently")
+
+    @property
+    def _scale(self) -> float:
+        return max(1.0, float(self.reference.abs().max()))
+
+    def _unlike(self, model: nn.Module, logits: torch.Tensor, what: str) -> str | None:
+        shift = _difference(logits, self.reference)
+        exact = computes_exactly(model) and self.reference.dtype == torch.float32
+        fine = shift <= (EXACT if exact else COARSE) * self._scale
+        return None if fine else f"{what} (logits differ by {shift:.2g})"
 
 
 @contextmanager
 def as_in_evaluation(model: nn.Module) -> Iterator[None]:
     """No dropout, no gradients, while it lasts."""
-    was_training = model.training
-    model.eval()
+    before = [(module, module.training) for module in model.modules()]
+    without_dropout(model)
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, was_training in before:
+            module.training = was_training
+
+
+def without_dropout(model: nn.Module) -> None:
+    """As in evaluation, except for layers in 8 bits: in evaluation alone they round their inputs to 8 bits too."""
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            module.training = True
+
+
+def computes_exactly(model: nn.Module) -> bool:
+    """Whether all weights and products are float32; those of packed weights are in a format of their own."""
+    weights = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+    products = {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return weights and products <= {None, torch.float32}
 
 
 def _cut(row: TokenRow) -> TokenizedRow:

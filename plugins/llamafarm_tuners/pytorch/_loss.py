@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ def token_losses(
     Args:
         model: A causal language model.
         batch: On the model's device.
-        selective: Ask for the logits of the kept positions alone (see `can_select_logits`).
+        selective: Ask for the logits of the kept positions alone (see `llamafarm.models.inner.can_select_logits`).
         head: The model's head, if its product and the loss are to be computed in chunks.
 
     Returns:
@@ -36,12 +35,6 @@ def token_losses(
     with skipped(head):
         chosen, wanted = _at_targets(model, batch, selective=selective)
     return head_loss(chosen, linear, wanted)
-
-
-def can_select_logits(model: nn.Module) -> bool:
-    """Whether the model computes logits for chosen positions only."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def _at_targets(model: nn.Module, batch: Batch, *, selective: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from llamafarm.errors import ModelError
 from llamafarm.models._load import load_model, load_vocabulary
 from llamafarm.models._scratch import new_model, train_tokenizer
 from llamafarm.models._vocabulary import fit_vocabulary, learn_every_token
+from llamafarm.models.inner import transformers_model
 from llamafarm.models.special import Vocabulary, extended
 from llamafarm.models.vocabulary import additions_of
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -64,8 +65,8 @@ def warn_of_unlearned_tokens(model: nn.Module, run: RunContext) -> None:
     additions = additions_of(model)
     if additions is None or not additions.learned:
         return
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not any(parameter.requires_grad for parameter in inner.get_input_embeddings().parameters()):
+    embedding = transformers_model(model).get_input_embeddings()
+    if not any(parameter.requires_grad for parameter in embedding.parameters()):
         tokens = ", ".join(additions.learned)
         message = f"the rows of the new tokens {tokens} are not trained by this method: all of them stay the mean row"
         run.emit("warning", message=message)

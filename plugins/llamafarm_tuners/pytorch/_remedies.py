@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._attention import KERNEL
+from llamafarm.models.inner import transformers_model
+from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE
 
-_SDPA: Final = ("sdpa", KERNEL)
+_SDPA: Final = ("sdpa", KERNEL, VARIABLE)
 _SIXTEEN: Final = (torch.bfloat16, torch.float16)
 
 
@@ -67,7 +68,7 @@ def apply_again(taken: Sequence[str], patient: Patient) -> None:
 
 
 def _kernel(patient: Patient) -> str:
-    return str(getattr(_inner(patient.model).config, "_attn_implementation", ""))
+    return str(getattr(transformers_model(patient.model).config, "_attn_implementation", ""))
 
 
 def _flash_helps(patient: Patient) -> bool:
@@ -84,7 +85,7 @@ def _eager_helps(patient: Patient) -> bool:
 
 def _eager(patient: Patient) -> None:
     patient.plain()
-    _inner(patient.model).set_attn_implementation("eager")
+    transformers_model(patient.model).set_attn_implementation("eager")
 
 
 def _fp32_helps(patient: Patient) -> bool:
@@ -138,8 +139,3 @@ LADDER: Final[Mapping[str, Remedy]] = MappingProxyType(
     }
 )
 """From the mildest to the one that can be taken again and again."""
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model within adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -10,7 +10,7 @@ from typing import Any
 from llamafarm.api import PreparedData, RunContext, RunPlan
 from llamafarm.errors import RunDirectoryError
 from llamafarm.models._load import quiet
-from llamafarm_tuners.pytorch._broken import put_weights, read_broken
+from llamafarm_tuners.pytorch._broken import put_weights, read_broken, read_kept
 from llamafarm_tuners.pytorch._diagnosis import look_into
 from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, paths_of, prepare
 from llamafarm_tuners.pytorch._random import set_random_state
@@ -46,7 +46,8 @@ def replay_step(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: R
     unmeasured = config.evaluation.model_copy(update={"exact_match": False})
     config = config.model_copy(update={"training": training, "evaluation": unmeasured})
     with process_switches(config.training, plan):
-        job = Fit(_as_it_was(config, plan, folder), plan, data, run, accelerator)
+        settled = _as_it_was(config, plan, folder)
+        job = Fit(settled, plan, data, run, accelerator, kept=read_kept(folder))
         work, _ = prepare(job)
         try:
             with paths_of(job, work) as paths:

@@ -15,13 +15,14 @@ from llamafarm.errors import QualityError
 from llamafarm.models._load import quiet
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents
 from llamafarm_tuners.pytorch._evaluate import autocast
-from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, prepare
+from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, prepare, ways
+from llamafarm_tuners.pytorch._isolation import computes_exactly, without_dropout
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._stability import process_switches
 from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
-from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths
+from llamafarm_tuners.pytorch.fast._install import Paths, fast_paths
 from llamafarm_tuners.pytorch.precision import autocast as autocast_of
 
 EXACT, COARSE = 1e-4, 5e-2
@@ -49,7 +50,7 @@ def selfcheck(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: Run
     with process_switches(config.training, plan):
         work, _ = prepare(Fit(config, plan, data, run, accelerator))
         try:
-            result = _compare(work, run)
+            result = _compare(work, plan, run)
         finally:
             for method in plan.methods:
                 method.finish(work.trained.model, run)
@@ -57,15 +58,14 @@ def selfcheck(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: Run
     return result
 
 
-def _compare(work: Work, run: RunContext) -> dict[str, Any]:
-    model = moved(work.trained.model, work.accelerator.device).eval()
+def _compare(work: Work, plan: RunPlan, run: RunContext) -> dict[str, Any]:
+    model = moved(work.trained.model, work.accelerator.device)
+    without_dropout(model)
     _stir(model)
     rows = documents(work.rows[:_MOST_ROWS])[:_MOST_ROWS]
-    exact = work.accelerator.mixed_precision == "no" and all(
-        parameter.dtype == torch.float32 for parameter in model.parameters()
-    )
+    exact = work.accelerator.mixed_precision == "no" and computes_exactly(model)
     expected = _slow(work, model, rows)
-    wanted, device = Wanted(layers=work.training.fused), work.accelerator.device
+    wanted, device = ways(work.training, plan), work.accelerator.device
     with fast_paths(model, rows, device, run, wanted, work.accelerator.autocast) as paths:
         found = _fast(work, model, rows, paths, lambda batch: batch)
         broken = _fast(work, model, rows, paths, _joined if paths.documents else _mislabelled)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from llamafarm.api import RunPlan, TrainingConfig
 from llamafarm.errors import StrategyError
+from llamafarm.models.inner import transformers_model
 from llamafarm_tuners.pytorch.kernels import uncompilable
 from llamafarm_tuners.pytorch.precision import computes
 
@@ -40,11 +41,11 @@ def process_switches(training: TrainingConfig, plan: RunPlan) -> Iterator[None]:
 
 @contextmanager
 def compiled(model: nn.Module, training: TrainingConfig, plan: RunPlan) -> Iterator[None]:
-    """Compile a model's forward pass in place while it is trained.
+    """Compile a model's forward pass in place while it is trained: its decoder layers, or all of it if none are known.
 
-    In place, because a wrapper would put `_orig_mod.` in front of the names of all weights, and because who holds the
-    model then runs the compiled one. Undone at the end: generating answers, with a new length at each token, would
-    compile without end.
+    The layers share one code, which is compiled once. In place, because a wrapper would put `_orig_mod.` in front of
+    the names of all weights, and because who holds the model then runs the compiled one. Undone at the end: generating
+    answers, with a new length at each token, would compile without end.
 
     Raises:
         StrategyError: If the compiler fails.
@@ -54,7 +55,9 @@ def compiled(model: nn.Module, training: TrainingConfig, plan: RunPlan) -> Itera
         return
     from torch._dynamo.exc import TorchDynamoException  # a second, for those who compile
 
-    model.compile(backend=training.torch_compile_backend)
+    parts = repeated_layers(model) or [model]
+    for part in parts:
+        part.compile(backend=training.torch_compile_backend)
     try:
         yield
     except TorchDynamoException as error:
@@ -63,8 +66,16 @@ def compiled(model: nn.Module, training: TrainingConfig, plan: RunPlan) -> Itera
         message = f"the model cannot be compiled: {reason[:300]}"
         raise StrategyError.of("LF-TRAIN-036", message, where=where, hint="leave training.torch_compile out") from error
     finally:
-        model._compiled_call_impl = None  # noqa: SLF001  # torch has no public way back
+        for part in parts:
+            part._compiled_call_impl = None  # noqa: SLF001  # torch has no public way back
         torch.compiler.reset()  # what is compiled counts against a limit, beyond which torch silently compiles no more
+
+
+def repeated_layers(model: Any) -> list[nn.Module]:
+    """The layers that an architecture repeats; none if it does not say which."""
+    inner = transformers_model(model)
+    names = frozenset(getattr(inner, "_no_split_modules", None) or ())
+    return [module for module in inner.modules() if type(module).__name__ in names]
 
 
 @contextmanager

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llamafarm.errors import NumericError, StrategyError
+from llamafarm.errors import DiskError, NumericError, StrategyError
+from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._random import random_states, set_random_state
 from llamafarm_tuners.pytorch._tree import copied, pack, unpack
 from llamafarm_tuners.pytorch.journal import write_json
@@ -22,8 +24,21 @@ from llamafarm_tuners.pytorch.journal import write_json
 STATE: Final = "training_state.json"
 WEIGHTS: Final = "training_state.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
+METHODS: Final = "methods"
+"""What the methods keep, among `Engine.others`."""
 OWN_FILES: Final = frozenset({STATE, WEIGHTS, OPTIMIZER})
 _VERSION: Final = 1
+_OF_METHODS: Final = f"state.others.{METHODS}."
+_ODD: Final = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    OSError,
+    SafetensorError,
+)
 
 
 class Stateful(Protocol):
@@ -103,10 +118,33 @@ def snapshot(engine: Engine, step: int, *, copy: bool = True, host: bool = False
 def restore(engine: Engine, state: TrainingState) -> None:
     """Put a state back; the state stays as it is and can be put back again.
 
+    The methods come first: they may have changed the shapes of what is trained since.
+
     Raises:
         StrategyError: If the model, the optimizer or the schedule is not the one that it was taken of.
     """
     state = _copied(state)  # an optimizer keeps the tensors it is given, and changes them
+    if (methods := engine.others.get(METHODS)) is not None:
+        methods.load_state_dict(state.others.get(METHODS, {}))
+    _put_back_weights(engine, state)
+    try:
+        engine.optimizer.load_state_dict(state.optimizer)
+        engine.scheduler.load_state_dict(state.scheduler)
+    except (KeyError, ValueError) as error:
+        raise _other_model(f"the optimizer's or the schedule's state does not fit: {error}") from None
+    if state.scaler is not None and engine.accelerator.scaler is not None:
+        engine.accelerator.scaler.load_state_dict(state.scaler)
+    for name, other in engine.others.items():
+        if name in state.others and name != METHODS:
+            if not _alike(other.state_dict(), state.others[name]):
+                raise ValueError(f"what it says of {name} is of another kind")
+            other.load_state_dict(state.others[name])
+    rank = engine.accelerator.process_index
+    if rank < len(state.random):
+        set_random_state(state.random[rank], engine.accelerator.device)
+
+
+def _put_back_weights(engine: Engine, state: TrainingState) -> None:
     present = dict(trained_weights(engine.model))
     if present.keys() != state.weights.keys():
         odd = sorted(present.keys() ^ state.weights.keys())
@@ -116,19 +154,6 @@ def restore(engine: Engine, state: TrainingState) -> None:
             if tensor.shape != state.weights[name].shape or tensor.dtype != state.weights[name].dtype:
                 raise _other_model(f"{name} has another shape or precision")
             tensor.copy_(state.weights[name])
-    try:
-        engine.optimizer.load_state_dict(state.optimizer)
-        engine.scheduler.load_state_dict(state.scheduler)
-    except (KeyError, ValueError) as error:
-        raise _other_model(f"the optimizer's or the schedule's state does not fit: {error}") from None
-    if state.scaler is not None and engine.accelerator.scaler is not None:
-        engine.accelerator.scaler.load_state_dict(state.scaler)
-    for name, other in engine.others.items():
-        if name in state.others:
-            other.load_state_dict(state.others[name])
-    rank = engine.accelerator.process_index
-    if rank < len(state.random):
-        set_random_state(state.random[rank], engine.accelerator.device)
 
 
 def write_state(state: TrainingState, folder: Path) -> None:
@@ -155,12 +180,43 @@ def write_state(state: TrainingState, folder: Path) -> None:
     write_json(folder / STATE, head | described)
 
 
+@contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Turn what reading or putting back an odd state raises into an error of ours: checkpoints may come from anybody.
+
+    Raises:
+        DiskError: If what is read or put back within is no state of a training.
+    """
+    try:
+        yield
+    except _ODD as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        message = f"the training state in {folder.name} cannot be understood ({type(error).__name__}: {reason})"
+        hint = "go on from another checkpoint: train --resume RUN/checkpoint-N"
+        raise DiskError.of("LF-DISK-030", message, where=str(folder), hint=hint) from error
+
+
 def read_state(folder: Path) -> TrainingState:
-    """Read a state that `write_state` wrote, on the CPU."""
+    """Read a state that `write_state` wrote, on the CPU.
+
+    Raises:
+        DiskError: If it is none.
+    """
+    with understood(folder):
+        return _read_state(folder)
+
+
+def _read_state(folder: Path) -> TrainingState:
     described = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if type(described["step"]) is not int or described["step"] < 0:
+        raise ValueError(f"step {described['step']!r}")
     tensors = load_file(folder / WEIGHTS)
     weights = {name.removeprefix("weight."): tensors[name] for name in tensors if name.startswith("weight.")}
     for name, (file, key) in described["weights"].items():
+        if Path(file).name != file:
+            raise ValueError(f"a weight in {file!r}, outside the checkpoint")
         with safe_open(folder / file, framework="pt") as opened:
             weights[name] = opened.get_tensor(key)
     rest = unpack({key: described[key] for key in ("scheduler", "scaler", "others")}, tensors)
@@ -174,6 +230,15 @@ def read_state(folder: Path) -> TrainingState:
         rest["others"],
         tuple(described["random"]),
     )
+
+
+def read_methods(folder: Path) -> Mapping[str, Any]:
+    """Of a state that `write_state` wrote, what the methods keep."""
+    described = json.loads((folder / STATE).read_text(encoding="utf-8"))["others"].get(METHODS, {})
+    with safe_open(folder / WEIGHTS, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(_OF_METHODS)}  # noqa: SIM118  # no mapping
+    state: Mapping[str, Any] = unpack(described, tensors)
+    return state
 
 
 class _Saved:
@@ -200,6 +265,15 @@ def trained_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Trainable parameters and buffers, by name."""
     yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     yield from model.named_buffers()
+
+
+def _alike(own: Any, given: Any) -> bool:
+    """Whether two states have values of the same kinds under the names that both have."""
+    if own is None or given is None:
+        return True
+    if isinstance(own, Mapping):
+        return isinstance(given, Mapping) and all(_alike(own[key], given[key]) for key in own.keys() & given.keys())
+    return any(isinstance(own, kinds) and isinstance(given, kinds) for kinds in (int | float, str, list | tuple))
 
 
 def _copied(state: TrainingState, device: str | None = None) -> TrainingState:

@@ -6,6 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers.optimization import get_scheduler
 
 from llamafarm.api import TrainingConfig
 from llamafarm.errors import HardwareError, ModelError
+from llamafarm.models.inner import transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, masked
 from llamafarm_tuners.pytorch._evaluate import (
     autocast,
@@ -34,7 +36,9 @@ from llamafarm_tuners.pytorch._memory import (
     find_micro_batch,
     is_out_of_memory,
 )
+from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import moved
+from llamafarm_tuners.pytorch._offload import ActivationsAway
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
@@ -57,6 +61,7 @@ class Work:
         training: Hyper-parameters.
         accelerator: Device, precision and processes.
         folder: The run directory.
+        methods: Those that were applied to the model, while it trains.
         difficulty: A number for each row, if a curriculum orders them.
         tasks: The task of each held-out row; may be empty.
         paths: How batches are made and computed.
@@ -69,6 +74,7 @@ class Work:
     training: TrainingConfig
     accelerator: Accelerator
     folder: Path
+    methods: Methods
     difficulty: Sequence[float] | None = None
     tasks: Sequence[str | None] = ()
     paths: Paths = field(default_factory=Paths)
@@ -99,7 +105,7 @@ class Stepper:
     """
 
     def __init__(self, work: Work, sizes: Sizes, emit: Callable[..., object]) -> None:
-        self.work = work
+        self.work, self.sizes = work, sizes
         self.model = _placed(work)
         self.optimizer = work.accelerator.prepare_optimizer(
             build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
@@ -195,13 +201,18 @@ class Stepper:
         loss = torch.zeros((), device=accelerator.device)
         for batch in batches:
             with accelerator.no_sync(self.model):
-                with autocast(accelerator):
-                    total, _ = token_losses(
-                        self.model, batch.to(accelerator.device), selective=paths.selective, head=paths.head
-                    )
-                accelerator.backward(total * scale)
+                with autocast(accelerator), self._away():
+                    there = batch.to(accelerator.device, pin=self.work.training.dataloader_pin_memory)
+                    total, _ = token_losses(self.model, there, selective=paths.selective, head=paths.head)
+                penalty = self.work.methods.penalty() if batch is batches[-1] else None
+                accelerator.backward(total * scale if penalty is None else total * scale + penalty)
             loss += total.detach()
         return Gradient(loss, labels, sum(b.tokens for b in batches))
+
+    def _away(self) -> AbstractContextManager[Any]:
+        """Where activations are kept."""
+        offloaded = self.work.training.activation_offloading and self.work.accelerator.device.type == "cuda"
+        return ActivationsAway(self.model) if offloaded else nullcontext()
 
     def batches(self, micro_steps: Sequence[Sequence[int]]) -> list[Batch]:
         """A step's rows as tensors, in the parts that go through the model one after the other."""
@@ -242,8 +253,11 @@ class Stepper:
         assert self.attempt is not None
         self.attempt.update()
         self.optimizer.step()
+        skipped = accelerator.optimizer_step_was_skipped
+        if not skipped:
+            self.work.methods.stepped(step, self.sizes.steps, self.optimizer)
         self.optimizer.zero_grad()
-        if not accelerator.optimizer_step_was_skipped:
+        if not skipped:
             self.scheduler.step()
         return Tally(loss_sum, labels, tokens, time.perf_counter() - started), figures.grad_norm, learning_rate
 
@@ -341,7 +355,7 @@ def _placed(work: Work) -> nn.Module:
 
 
 def _recompute_activations(model: Any) -> None:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = transformers_model(model)
     # transformers 5.20 renamed it, and warns of the old name
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
     enable({"use_reentrant": False})

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llamafarm.api import Method
 from llamafarm.errors import NumericError
 from llamafarm.files import sync_file, sync_folder
+from llamafarm.models._adapter import without_idle_warnings
 from llamafarm.models.record import write_methods
 from llamafarm.models.vocabulary import write_additions
 from llamafarm_tuners.pytorch.card import model_card
@@ -75,6 +76,8 @@ def write_model(trained: Trained, folder: Path) -> None:
         _drop_private_path(folder / "config.json")
     trained.tokenizer.save_pretrained(folder)
     write_methods(folder, trained.methods, trained.model)
+    for method in trained.methods:
+        method.written(trained.model, folder)
     card = model_card(trained.base_name, trained.facts, trained.adapter_kind)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -135,6 +138,7 @@ def removed(folder: Path) -> None:
     """Remove a folder in a way that never leaves half of it under its name."""
     doomed = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
     folder.rename(doomed / folder.name)
+    sync_folder(folder.parent)  # else a loss of power might undo the renaming and not the removal
     shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -151,7 +155,8 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
     for config in trained.model.peft_config.values():
         config.base_model_name_or_path = trained.base
     # left to itself PEFT would look the base model up on the hub to see whether its vocabulary has grown
-    trained.model.save_pretrained(folder, save_embedding_layers=False)
+    with without_idle_warnings():
+        trained.model.save_pretrained(folder, save_embedding_layers=False)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("target_modules", "modules_to_save"):

@@ -14,12 +14,21 @@ from llamafarm.api import ResumePoint, RunContext
 from llamafarm.errors import DiskError
 from llamafarm.models.checkpoint import read_manifest
 from llamafarm_tuners.pytorch._batches import epoch_order, micro_batches, steps_of
-from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, newest, restore_weights
+from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, Found, restore_weights
 from llamafarm_tuners.pytorch._diagnosis import keep_broken
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._recovery import Recovery
 from llamafarm_tuners.pytorch._report import Report
-from llamafarm_tuners.pytorch._state import Engine, Stateful, TrainingState, read_state, restore, snapshot
+from llamafarm_tuners.pytorch._state import (
+    METHODS,
+    Engine,
+    Stateful,
+    TrainingState,
+    read_state,
+    restore,
+    snapshot,
+    understood,
+)
 from llamafarm_tuners.pytorch._step import Stepper, Work
 from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.guard import Offence
@@ -54,10 +63,12 @@ class Continuation:
     Attributes:
         point: What was asked for; None starts anew.
         identity: What the checkpoints are made from.
+        found: What an earlier run left.
     """
 
     point: ResumePoint | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    found: Found = field(default_factory=Found)
 
 
 def train(work: Work, run: RunContext, continuation: Continuation | None = None) -> Course:
@@ -95,7 +106,7 @@ def train(work: Work, run: RunContext, continuation: Continuation | None = None)
     if training.load_best_model_at_end and best.step is not None and best.step != step:
         made = read_manifest(work.folder / BEST)
         if made is not None and made.step == best.step:
-            restore_weights(work.trained.model, work.folder / BEST)
+            restore_weights(work.trained, work.folder / BEST)
             metrics = best.metrics
             run.emit("notice", message=f"the result is the model of step {best.step}, the best by {best.metric}")
         else:
@@ -119,10 +130,11 @@ class _Training:
             training.save_total_limit,
             lambda step: trainer_state(step, sizes, training, self.best, self.report.journal.history),
             continuation.identity,
+            continuation.found.saved,
         )
         self._evaluating = rhythm(training.eval_strategy if work.held_out else "no", training.eval_steps, sizes)
         self._saving = rhythm(training.save_strategy, training.save_steps, sizes)
-        found = self._found()
+        found = continuation.found.checkpoint
         self._state = read_state(found) if found is not None else None
         done = self._state.step if self._state else 0
         self.report = Report(work.folder, sizes, training, run, accelerator, done)
@@ -132,6 +144,7 @@ class _Training:
             "guard": self.stepper.guard,
             "recovery": self.recovery,
             "micro_batch": self.stepper.micro,
+            METHODS: work.methods,
         }
         self.engine = Engine(work.trained.model, self.stepper.optimizer, self.stepper.scheduler, accelerator, others)
 
@@ -151,8 +164,9 @@ class _Training:
             self.run.emit("notice", message="there is no checkpoint yet: training starts from the beginning")
             return 0
         reasons = self._reasons(self.work.folder / f"checkpoint-{state.step}")
-        self.recovery.resume(state)
-        restore(self.engine, state)
+        with understood(self.work.folder / f"checkpoint-{state.step}"):
+            self.recovery.resume(state)
+            restore(self.engine, state)
         if self.report.active:
             self.checkpoints.require_best(self.best.step, self._warn)
         self.work.accelerator.wait_for_everyone()
@@ -258,16 +272,6 @@ class _Training:
             self.report.survived(f"step {step}: the checkpoint is lost", str(error.problems[0].message))
         else:
             self.run.emit("checkpoint", step=step, path=str(path), best=best)
-
-    def _found(self) -> Path | None:
-        """The checkpoint to go on from."""
-        point = self.continuation.point
-        if point is None:
-            return None
-        if self.work.accelerator.is_main_process:
-            found = self.checkpoints.recover(point.checkpoint, self._warn)
-        self.work.accelerator.wait_for_everyone()
-        return found if self.work.accelerator.is_main_process else newest(self.work.folder, point.checkpoint)
 
     def _reasons(self, found: Path) -> list[str]:
         """Why the result may be another than that of a run without interruption.

@@ -13,6 +13,7 @@ from llamafarm.api import Decision, RunPlan
 from llamafarm.errors import NetworkError, Problem, nearest, one_of
 from llamafarm.models.hub import is_offline, require_cached
 from llamafarm.models.locate import locate
+from llamafarm.models.named_templates import problem_with
 from llamafarm.models.prequantized import library_problem, stored_as
 from llamafarm_tuners.pytorch.best import full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
@@ -20,7 +21,13 @@ from llamafarm_tuners.pytorch.curriculum import check_curriculum
 from llamafarm_tuners.pytorch.frozen import choice, with_base
 from llamafarm_tuners.pytorch.global_batch import check_global_batch
 from llamafarm_tuners.pytorch.idle import idle_settings
-from llamafarm_tuners.pytorch.kernels import attention_asked, uncompilable, unusable_kernel
+from llamafarm_tuners.pytorch.kernels import (
+    attention_asked,
+    no_offloading,
+    uncompilable,
+    unusable_kernel,
+    unusable_liger,
+)
 from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
 from llamafarm_tuners.pytorch.packs import check_packing
 from llamafarm_tuners.pytorch.precision import autocast, base_format, computes, quantization, trains_parts
@@ -44,8 +51,10 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
         _precision,
         _attention,
         _compiling,
+        _gpu,
         check_global_batch,
         _base,
+        _template,
         _quantization,
         _prequantized,
         _methods,
@@ -143,6 +152,19 @@ def _compiling(config: PytorchConfig, plan: RunPlan) -> Findings:
         yield _drop(plan, found.id, "training.torch_compile", found.reason, found.hint)
 
 
+def _gpu(config: PytorchConfig, plan: RunPlan) -> Findings:
+    """What GPUs alone can do."""
+    training = config.training
+    if training.use_liger_kernel and (found := unusable_liger(plan)):
+        yield _drop(plan, found.id, "training.use_liger_kernel", found.reason, found.hint)
+    elif training.use_liger_kernel and training.torch_compile:
+        where = plan.given.get("training.use_liger_kernel", "")
+        message = "training.use_liger_kernel contradicts training.torch_compile: both replace the same computations"
+        yield Problem("LF-TRAIN-122", message, where, "keep one of them")
+    if training.activation_offloading and (found := no_offloading(plan)):
+        yield _drop(plan, found.id, "training.activation_offloading", found.reason, found.hint)
+
+
 def _base(config: PytorchConfig, plan: RunPlan) -> Findings:
     base = config.base_model
     changes_base = any(method.adapter().changes_base for method in plan.methods)
@@ -160,6 +182,12 @@ def _base(config: PytorchConfig, plan: RunPlan) -> Findings:
         yield Decision("base_model.device_map", "not used", "in training the whole model is on one device per process")
     if plan.device.count > 1:
         yield Decision("devices", f"1 of {plan.device.count}", "this process uses one device")
+
+
+def _template(config: PytorchConfig, plan: RunPlan) -> Findings:
+    path = "base_model.template"
+    if (name := config.base_model.template) and (problem := problem_with(name, plan.given.get(path, ""))):
+        yield problem
 
 
 def _base_format(config: PytorchConfig, plan: RunPlan, *, changes_base: bool) -> Findings:

@@ -178,6 +178,7 @@ def _memory(run: _Run) -> Iterator[tuple[str, float]]:
         width / 4.0 if optim.startswith("adamw_torch") else 1.0
     )  # kept as the weights are
     yield "optimizer", state * run.found.parameters
+    yield "methods", 4.0 * adapters * sum(spec.kept for spec in run.specs)
     yield "activations", _activations(run)
     yield "logits", _logits(run)
     yield "temporary", _temporary(run)

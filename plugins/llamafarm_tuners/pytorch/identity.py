@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from llamafarm.api import PreparedData, RunPlan
 from llamafarm.errors import Problem, StrategyError
 from llamafarm.models.identity import base_digest, template_digest, tokenizer_digest
+from llamafarm.versions import versions
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.precision import base_format
 
@@ -24,7 +24,6 @@ _WITH_FLAG: Final[Mapping[str, str]] = {
     "base_dtype": "the base's format",
 }
 _NOTED: Final[Mapping[str, str]] = {"device": "the device"}
-_PACKAGES: Final = ("llamafarm", "torch", "transformers", "peft", "accelerate", "tokenizers", "bitsandbytes", "numpy")
 
 
 def identity(
@@ -43,7 +42,7 @@ def identity(
         "device": f"{plan.device.type} ({plan.device.name})",
         "seed": config.training.seed,
         "methods": [method.name for method in plan.methods],
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -83,13 +82,3 @@ def _flagged(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Pro
 
 def _short(digest: Any) -> str:
     return str(digest)[:12]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -14,13 +14,13 @@ def idle_settings(config: PytorchConfig, plan: RunPlan) -> Iterator[Decision]:
     What a profile suggests for all is left out.
     """
     blocks = {decision.subject for decision in plan.decisions if decision.reason.startswith("from ")}
-    for path, idle, reason in _table(config):
+    for path, idle, reason in _table(config, plan):
         given = path in plan.given or path in blocks or any(known.startswith(f"{path}.") for known in plan.given)
         if idle and given:
             yield Decision(path, "no effect", reason)
 
 
-def _table(config: PytorchConfig) -> Iterator[tuple[str, bool, str]]:
+def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, str]]:
     training, evaluation = config.training, config.evaluation
     constant = training.lr_scheduler_type == "constant"
     early = training.early_stopping
@@ -45,7 +45,7 @@ def _table(config: PytorchConfig) -> Iterator[tuple[str, bool, str]]:
     yield "training.torch_compile_backend", not training.torch_compile, "torch_compile is off"
     yield "training.use_ipex", training.use_ipex, "its optimizations are part of torch itself by now"
     yield "training.dataloader_num_workers", training.dataloader_num_workers > 0, in_memory
-    yield "training.dataloader_pin_memory", True, in_memory
+    yield "training.dataloader_pin_memory", plan.device.type != "cuda", f"with {plan.device.type} nothing is copied"
     yield "training.hub_strategy", not training.push_to_hub, "push_to_hub is off"
     yield "training.adam_beta1", not adam, "sgd has no such parameter"
     yield "training.adam_beta2", not adam, "sgd has no such parameter"

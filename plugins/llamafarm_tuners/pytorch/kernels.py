@@ -68,6 +68,24 @@ def attention(config: FineTunerConfig, plan: RunPlan) -> str | None:
     return None if asked == "auto" else asked
 
 
+def unusable_liger(plan: RunPlan) -> Refusal | None:
+    """Why the kernels of Liger cannot compute here; None if they can."""
+    if plan.device.type != "cuda":
+        reason = f"Liger's kernels are written for GPUs; there are none for {plan.device.type}"
+        return Refusal("LF-TRAIN-120", reason, "leave it out")
+    if find_spec("liger_kernel") is None:
+        return Refusal("LF-PLUGIN-080", "the package liger-kernel is not installed", "pip install 'llamafarm[liger]'")
+    return None
+
+
+def no_offloading(plan: RunPlan) -> Refusal | None:
+    """Why activations cannot be offloaded here; None if they can."""
+    if plan.device.type == "cuda":
+        return None
+    reason = f"with {plan.device.type} activations are in main memory anyway"
+    return Refusal("LF-TRAIN-121", reason, "leave it out; training.gradient_checkpointing saves memory")
+
+
 def uncompilable(training: TrainingConfig, plan: RunPlan) -> Refusal | None:
     """Why torch.compile cannot build for this device; None if it can."""
     if training.torch_compile_backend != "inductor":

@@ -14,7 +14,7 @@ from llamafarm_tuners.pytorch.space import require_space
 
 BRIDGED = (
     *("ia3", "vera", "oft", "loha", "lokr", "hra", "fourierft", "miss", "randlora", "vblora", "road", "c3a", "delora"),
-    *("hira", "ln-tuning", "prompt-tuning", "prefix-tuning"),
+    *("hira", "ln-tuning", "prompt-tuning", "prefix-tuning", "adalora", "boft", "p-tuning"),
 )
 """Adapters that PEFT puts in, saves and merges by itself, so that training needs to know nothing of them."""
 

@@ -16,8 +16,8 @@ def test_list_says_what_to_do(cli):
         "setup",
         "llamafactory",
     ]
-    (found,) = json.loads(cli("backends", "list", "--json").out)
-    assert (found["name"], found["installed"]) == ("llamafactory", False)
+    found = json.loads(cli("backends", "list", "--json").out)
+    assert [(one["name"], one["installed"]) for one in found] == [("llamafactory", False), ("llamafactory-ppo", False)]
 
 
 def test_check_of_one_that_is_absent(cli):

@@ -9,7 +9,8 @@ import pytest
 from llamafarm.api import HardwareProfile, NoConfig
 from llamafarm.cli.doctor import examine
 from llamafarm.cli.probe import Trial, Verdict, judge
-from llamafarm.core.registry import Plugin, Registered, Registry
+from llamafarm.core.distributions import Plugin
+from llamafarm.core.registry import Registered, Registry
 from llamafarm.models import kernels
 
 

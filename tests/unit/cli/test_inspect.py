@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -49,11 +50,26 @@ def test_a_strategy_and_what_is_cut(cli, tmp_path):
         " training: {max_seq_length: 40}}}\n"
     )
     ended = cli("inspect", "mine.yaml", "--row", "3")
-    assert ended.code == 0
+    assert (ended.code, "LF-DATA-082" in ended.err) == (3, True)  # as training refuses it
     assert "40 tokens" in ended.out
     assert "cut from" in ended.out
-    assert "stop token '<|end_of_text|>' trained: NO" in ended.out
+    assert "stop token '<|im_end|>' trained: NO" in ended.out
     assert "40: 1 rows (33.3 %), of which 1 lose the end of their answer and 0 all of it" in ended.out
+    assert "trained tokens that do not fit: 29 (" in ended.out
+    assert "(before rows are cut)" in ended.out
+    ended = cli("inspect", "mine.yaml", "--row", "3", "--set", "dataset.max_token_loss=1")
+    assert (ended.code, ended.err.count("LF-")) == (0, 0)
+
+
+def test_a_row_that_is_cut_into_several(cli):
+    turns = [{"role": role, "content": "one two three"} for role in ("user", "assistant")]
+    Path("chat.jsonl").write_text(json.dumps({"messages": turns * 4}) + "\n")
+    split = ("--set", "training.max_seq_length=40", "--set", "dataset.over_long=split")
+    ended = cli("inspect", "-m", "builtin:tiny", "-d", "chat.jsonl", *split)
+    assert ended.code == 0
+    assert "40 tokens · " in ended.out
+    assert " · the first of 3 rows, cut from " in ended.out
+    assert "stop token '<|im_end|>' trained: yes" in ended.out
 
 
 def test_json_holds_the_same(cli):

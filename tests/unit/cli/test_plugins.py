@@ -4,7 +4,8 @@ import json
 
 from llamafarm.api import DataSplitter, NoConfig
 from llamafarm.cli.plugins import describe, troubles
-from llamafarm.core.registry import Failure, Plugin, Registered, Registry
+from llamafarm.core.distributions import Plugin
+from llamafarm.core.registry import Failure, Registered, Registry
 
 
 class Twice(DataSplitter[NoConfig]):

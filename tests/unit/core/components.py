@@ -21,7 +21,8 @@ from llamafarm.api import (
     Suggestion,
     TrainingResult,
 )
-from llamafarm.core.registry import FAMILIES, Plugin, Registered, Registry
+from llamafarm.core.distributions import Plugin
+from llamafarm.core.registry import FAMILIES, Registered, Registry
 
 
 class LoraConfig(Config):

@@ -72,10 +72,10 @@ def test_two_that_disagree_are_refused(registry, tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("adalora", "inside the training loop"),
-        ("AdaLoRA", "rank_pattern"),
-        ("p_tuning", "prompt-tuning"),
-        ("boft", "oft"),
+        ("xlora", "mixes adapters that are trained already"),
+        ("X-LoRA", "trained already"),
+        ("bone", "miss"),
+        ("multitask_prompt_tuning", "prompt-tuning"),
     ],
 )
 def test_what_is_not_offered_says_why(name, reason, capsys):

@@ -8,10 +8,11 @@ import pytest
 from core_test_components import Dora, Lora
 from core_test_components import registry as make_registry
 
-import llamafarm.core.registry as module
+import llamafarm.core.distributions as module
 from llamafarm.api import hookimpl
+from llamafarm.core.distributions import Plugin
 from llamafarm.core.load import load
-from llamafarm.core.registry import Plugin, Registered, load_registry
+from llamafarm.core.registry import Failure, Registered, load_registry
 from llamafarm.core.request import Request
 from llamafarm.errors import PluginError
 
@@ -20,7 +21,8 @@ class Distribution:
     """What importlib.metadata knows of an installed distribution."""
 
     def __init__(self, name, version="1.0", requires=()):
-        self.name, self.version, self.requires = name, version, list(requires)
+        self.metadata, self.requires = {"Name": name, "Version": version}, list(requires)
+        self.name, self.entry_points = name, []
 
 
 def entry_point(name, distribution, **functions):
@@ -39,7 +41,10 @@ def installed(monkeypatch):
     """Replace the installed entry points."""
 
     def install(*points):
-        monkeypatch.setattr(module, "entry_points", lambda group: points)
+        found = {id(point.dist): point.dist for point in points}
+        for distribution in found.values():
+            distribution.entry_points = [point for point in points if point.dist is distribution]
+        monkeypatch.setattr(module, "distributions", found.values)
 
     return install
 
@@ -140,7 +145,7 @@ def test_a_plugin_for_another_version_is_not_imported(installed):
 
 
 def test_asking_for_what_a_broken_plugin_may_provide_is_a_plugin_error(installed, write):
-    broken = module.Failure(Plugin("unsloth", "llamafarm-unsloth", "1.2"), "ModuleNotFoundError: No module named 'x'")
+    broken = Failure(Plugin("unsloth", "llamafarm-unsloth", "1.2"), "ModuleNotFoundError: No module named 'x'")
     registry = make_registry(failures=(broken,))
     name = write("fine_tuner: {config: {method: zzz}}")
     with pytest.raises(PluginError, match=r"not loaded: llamafarm-unsloth 1\.2 .* ModuleNotFoundError"):

@@ -123,17 +123,18 @@ def test_ids_that_are_none_are_refused(value: Any) -> None:
 
 
 def test_families_are_known_by_name() -> None:
-    assert known_ids("Qwen/Qwen2-0.5B") == ("qwen2", KNOWN["qwen2"])
-    assert known_ids("meta-llama/Meta-Llama-3-8B-Instruct") == (
+    assert known_ids("Qwen/Qwen2-0.5B", 151646) == ("qwen2", KNOWN["qwen2"])
+    assert known_ids("meta-llama/Meta-Llama-3-8B-Instruct", 128256) == (
         "llama-3",
         ExplicitMask((128006, 78191, 128007, 271), (128009,)),
     )
-    assert known_ids("eryk-mazus/polka-1.1b-chat") == (
+    assert known_ids("eryk-mazus/polka-1.1b-chat", 43904) == (
         "polka-1.1",
         ExplicitMask((43883, 20255, 13), (43882, 29871, 13)),
     )
-    assert known_ids("TinyLlama/TinyLlama-1.1B") == (
+    assert known_ids("TinyLlama/TinyLlama-1.1B", 32000) == (
         "tinyllama",
         ExplicitMask((29966, 29989, 465, 22137, 29989, 29958, 13), (2,)),
     )
-    assert known_ids("builtin:tiny") is None
+    assert known_ids("builtin:tiny", 1536) is None
+    assert known_ids("my-llama-3-from-scratch", 2048) is None  # another vocabulary

@@ -9,9 +9,10 @@ import pytest
 from pydantic import Field
 
 from llamafarm.api import Config, DeviceSpec, HardwareProfile, Probe, Suggestion
+from llamafarm.core.distributions import Plugin
 from llamafarm.core.load import load
 from llamafarm.core.plan import make_plan
-from llamafarm.core.registry import Plugin, Registered, Registry, load_registry
+from llamafarm.core.registry import Registered, Registry, load_registry
 from llamafarm.core.request import Request
 from llamafarm.core.run import train
 from llamafarm.errors import StrategyError

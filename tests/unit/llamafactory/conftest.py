@@ -48,7 +48,7 @@ def marked(monkeypatch, tmp_path):
     monkeypatch.setenv("LLAMAFARM_HOME", str(tmp_path / "home"))
     python = tmp_path / "python"
     python.touch()
-    arguments = {"FinetuningArguments": ["lora_rank", "neftune_noise_alpha", "galore_rank"]}
+    arguments = {"FinetuningArguments": ["lora_rank", "neftune_noise_alpha", "galore_rank", "ref_model"]}
     facts = {"arguments": arguments, "templates": ["llama2", "llama3", "phi"]}
     marker = {"python": str(python), "owned": True, "versions": {"llamafactory": "0.9.5"}, "facts": facts}
     folder = backend_folder("llamafactory")

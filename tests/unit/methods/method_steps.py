@@ -8,14 +8,24 @@ from typing import Any
 
 import torch
 
-from llamafarm.api import BaseModelConfig, Method
+from llamafarm.api import BaseModelConfig, Method, TrainingConfig
 from llamafarm.core.registry import load_registry
 from llamafarm.core.trained import load_trained
+from llamafarm.data.tokens import TokenizedRow
 from llamafarm.models._load import load_for_generation, load_model
 from llamafarm.testing.run_context import RecordingRun
+from llamafarm_tuners.pytorch._checkpoints import restore_weights
+from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._store import Trained, write_model
 
 ROWS = torch.tensor([[1, 20, 30, 40, 50, 60], [1, 21, 31, 41, 51, 61]])
+
+STEPS = 20
+SEEN = [
+    TokenizedRow([1, *ids], [-100, *ids])
+    for ids in torch.randint(3, 250, (16, 11), generator=torch.Generator().manual_seed(0)).tolist()
+]
+"""Rows that a method may look at before the first step."""
 
 
 def load(folder: Path, quantization: dict[str, Any] | None = None) -> Any:
@@ -28,9 +38,13 @@ def logits(model: Any) -> torch.Tensor:
         return model(ROWS).logits
 
 
-def apply(method: Method[Any], model: Any, folder: Path) -> Any:
+def apply(method: Method[Any], model: Any, folder: Path, run: RecordingRun | None = None) -> Any:
+    """As a run begins: with the method applied, and after it has seen the rows."""
     torch.manual_seed(0)
-    return method.apply(model, RecordingRun(folder))
+    run = run or RecordingRun(folder)
+    adapted = method.apply(model, run)
+    Methods(adapted, [method], run).begin(SEEN, 0, TrainingConfig(), STEPS)
+    return adapted
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -48,6 +62,11 @@ def train(model: Any, steps: int = 4, rate: float = 1e-2) -> list[float]:
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def put_back(model: Any, method: Method[Any], folder: Path) -> None:
+    """As a run does with its best checkpoint."""
+    restore_weights(Trained(model, None, "", "", methods=(method,)), folder)
 
 
 def digest(parameters: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 import peft
 import pytest
 import torch
-from method_steps import ROWS, apply, digest, load, logits, saved_and_loaded, train, trained
+from method_steps import ROWS, apply, digest, load, logits, put_back, saved_and_loaded, train, trained
 from pydantic import ValidationError
 
 from llamafarm.errors import ModelError
@@ -18,7 +18,6 @@ from llamafarm.models.vocabulary import Additions, remember_additions
 from llamafarm.testing.run_context import RecordingRun
 from llamafarm_methods.bridged import BRIDGED
 from llamafarm_methods.freeze import Freeze, FreezeConfig
-from llamafarm_tuners.pytorch._checkpoints import restore_weights
 from llamafarm_tuners.pytorch.tuner import BRIDGED as RUN_BY_THE_TUNER
 
 SMALL = {
@@ -31,7 +30,9 @@ SMALL = {
     "road": {"group_size": 32},
     "c3a": {"block_size": 16},
     "hira": {"r": 8},
+    "boft": {"boft_block_size": 8, "boft_n_butterfly_factor": 2},
     "prompt-tuning": {"num_virtual_tokens": 4},
+    "p-tuning": {"num_virtual_tokens": 4},
     "prefix-tuning": {"num_virtual_tokens": 4},
 }
 BY_NAME = {method.name: method for method in BRIDGED}
@@ -75,7 +76,7 @@ def test_learns_and_comes_back_and_merges(name, architecture, tiny_model_dir, tm
     loaded = saved_and_loaded(adapted, method, base, tmp_path / "saved")
     assert torch.allclose(logits(loaded), after, atol=1e-6)
     train(adapted, steps=1)
-    restore_weights(adapted, tmp_path / "saved")
+    put_back(adapted, method, tmp_path / "saved")
     assert torch.allclose(logits(adapted), after, atol=1e-6), "a checkpoint goes back into the model it was made of"
     if method.adapter().unmergeable:
         return
@@ -104,7 +105,7 @@ def test_stands_on_a_base_of_the_widths_that_it_says(name, width, tiny_model_dir
     assert torch.allclose(logits(build(name).restore(loaded, tmp_path)), after, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning"])
+@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning", "p-tuning"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_virtual_tokens_change_the_answers_but_not_their_places(name, architecture, tiny_model_dir, tmp_path):
     base = tiny_model_dir(architecture)
@@ -123,7 +124,7 @@ def test_virtual_tokens_change_the_answers_but_not_their_places(name, architectu
         assert torch.allclose(output[:, :6], every, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning"])
+@pytest.mark.parametrize("name", ["prompt-tuning", "prefix-tuning", "p-tuning"])
 def test_generation_with_virtual_tokens_is_that_of_a_loop_without_cache(name, tiny_model_dir, tmp_path):
     base = tiny_model_dir("llama")
     adapted = apply(build(name), load(base), tmp_path)

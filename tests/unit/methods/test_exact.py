@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_steps import apply, digest, load, logits, saved_and_loaded, train, trained
+from method_steps import apply, digest, load, logits, put_back, saved_and_loaded, train, trained
 
+from llamafarm_methods.beginnings import CordaConfig
 from llamafarm_methods.config import DoraConfig, LoraConfig
 from llamafarm_methods.dora import Dora
 from llamafarm_methods.lora import Lora
-from llamafarm_tuners.pytorch._checkpoints import restore_weights
 
 ARCHITECTURES = ("llama", "qwen2", "phi3", "gpt_neox", "gemma")
 MLP = {"llama": "down_proj", "qwen2": "down_proj", "phi3": "down_proj", "gemma": "down_proj"}
@@ -23,6 +23,24 @@ VARIANTS = {
     "pissa_niter": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="pissa_niter_2")),
     "olora": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="olora")),
     "orthogonal": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="orthogonal")),
+    "eva": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="eva")),
+    "eva, biases": lambda mlp: Lora(
+        LoraConfig(r=4, init_lora_weights="eva", bias="all", use_rslora=True, rank_pattern={mlp: 6})
+    ),
+    "corda": lambda mlp: Lora(LoraConfig(r=4, init_lora_weights="corda")),
+    "corda, patterns": lambda mlp: Lora(
+        LoraConfig(
+            r=4,
+            init_lora_weights="corda",
+            corda_config=CordaConfig(corda_method="kpm", samples=8),
+            use_rslora=True,
+            rank_pattern={mlp: 2},
+            alpha_pattern={mlp: 3},
+            trainable_token_indices=[1, 20],
+        )
+    ),
+    "corda, dora": lambda mlp: Dora(DoraConfig(r=4, init_lora_weights="corda")),
+    "eva, dora": lambda mlp: Dora(DoraConfig(r=4, init_lora_weights="eva")),
     "all biases": lambda mlp: Lora(LoraConfig(r=4, bias="all")),
     "adapted biases": lambda mlp: Lora(LoraConfig(r=4, bias="lora_only", target_modules=mlp)),
     "whole modules": lambda mlp: Lora(
@@ -71,7 +89,7 @@ def test_identity_then_training_then_the_same_after_loading_and_merging(method, 
     loaded = saved_and_loaded(adapted, method, base, tmp_path / "saved")
     assert torch.allclose(logits(loaded), after, atol=1e-6)
     train(adapted, steps=1)
-    restore_weights(adapted, tmp_path / "saved")
+    put_back(adapted, method, tmp_path / "saved")
     assert torch.allclose(logits(adapted), after, atol=1e-6), "a checkpoint goes back into the model it was made of"
     assert torch.allclose(logits(loaded.merge_and_unload(safe_merge=True)), after, atol=1e-5)
     again = dict(load(base).named_parameters())

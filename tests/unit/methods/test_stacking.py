@@ -97,7 +97,7 @@ def bridged_table():
 
 
 def _written(default):
-    return "none" if default == () else str(default).lower() if isinstance(default, bool) else f"{default}"
+    return "none" if default in ((), None) else str(default).lower() if isinstance(default, bool) else f"{default}"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
 from llamafarm.models._load import load_tokenizer, load_vocabulary
-from llamafarm.models.special import CHATML
+from llamafarm.models.named_templates import named_template
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -147,7 +147,7 @@ def test_a_tokenizer_without_bos_gets_along(saved):
 def test_the_chatml_template_writes_chatml(tiny_model_dir):
     config = options(tiny_model_dir("llama"), add_chatml_tokens=True, add_chatml_prompt_template=True)
     tokenizer = load_tokenizer(config)
-    assert tokenizer.chat_template == CHATML
+    assert tokenizer.chat_template == named_template("chatml").source
     assert tokenizer.apply_chat_template(CHAT, tokenize=False) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nIs the door open?<|im_end|>\n"
@@ -159,5 +159,5 @@ def test_the_chatml_template_writes_chatml(tiny_model_dir):
 
 def test_the_chatml_template_needs_its_tokens(tiny_model_dir):
     config = options(tiny_model_dir("llama"), add_chatml_prompt_template=True)
-    with pytest.raises(ModelError, match=r"no token <\|im_start\|> and no <\|im_end\|>.*LF-MODEL-060"):
+    with pytest.raises(ModelError, match=r"no token <\|im_start\|> and no <\|im_end\|>.*LF-TEMPLATE-031"):
         load_tokenizer(config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from llamafarm.api import DeviceSpec, Method, RunPlan
 from llamafarm_methods.lora import Lora
 from llamafarm_tuners.pytorch.config import PytorchConfig
+
+sys.path.append(str(Path(__file__).parent))  # for fast_oracle, which not every test here needs
 
 CPU = DeviceSpec("cpu", "a CPU")
 

@@ -63,6 +63,8 @@ REFUSED_IF_GIVEN = [
     ("training.use_flash_attention", training(use_flash_attention=True), None, "LF-TRAIN-006"),
     ("base_model.attn_implementation", base(attn_implementation="flash_attention_2"), MPS, "LF-TRAIN-006"),
     ("training.use_cpu_offload", training(use_cpu_offload=True), CUDA, "LF-TRAIN-009"),
+    ("training.use_liger_kernel", training(use_liger_kernel=True), None, "LF-TRAIN-120"),
+    ("training.activation_offloading", training(activation_offloading=True), MPS, "LF-TRAIN-121"),
     (
         "training.load_best_model_at_end",
         training(load_best_model_at_end=True, eval_strategy="no"),
@@ -91,6 +93,20 @@ def test_what_cannot_work_is_refused_if_somebody_wrote_it_and_left_out_with_a_re
     assert problems == {}
     assert decisions[path].value == "off"
     assert decisions[path].reason
+
+
+def test_liger_on_a_gpu(make, without):
+    options, path = training(use_liger_kernel=True), "training.use_liger_kernel"
+    without("liger_kernel")
+    problem = findings(make(options, (path,), CUDA))[0]["LF-PLUGIN-080"]
+    assert (problem.where, problem.hint) == (f"strategy.yaml:{path}", "pip install 'llamafarm[liger]'")
+
+
+def test_liger_and_compiling_replace_the_same(make, monkeypatch):
+    monkeypatch.setattr(kernels, "find_spec", lambda name: name)
+    options, path = training(use_liger_kernel=True, torch_compile=True), "training.use_liger_kernel"
+    assert findings(make(options, (path,), CUDA))[0]["LF-TRAIN-122"].where == f"strategy.yaml:{path}"
+    assert findings(make(training(use_liger_kernel=True), (path,), CUDA))[0] == {}
 
 
 def test_a_base_in_bf16_needs_a_device_that_computes_in_it(make):

@@ -6,9 +6,10 @@ import torch
 from llamafarm.api import BaseModelConfig
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.models._load import load_model
+from llamafarm.models.inner import can_select_logits
 from llamafarm.testing._tiny import ARCHITECTURES
 from llamafarm_tuners.pytorch._batches import padded
-from llamafarm_tuners.pytorch._loss import can_select_logits, token_losses
+from llamafarm_tuners.pytorch._loss import token_losses
 
 ROWS = [
     TokenizedRow([5, 9, 20, 31, 40, 7, 1], [-100, -100, 20, 31, 40, 7, 1]),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from llamafarm.errors import NumericError, StrategyError
-from llamafarm_tuners.pytorch._state import Engine, read_state, restore, snapshot, write_state
+from llamafarm.errors import DiskError, LlamaFarmError, NumericError, StrategyError
+from llamafarm_tuners.pytorch._state import Engine, read_state, restore, snapshot, understood, write_state
 from llamafarm_tuners.pytorch._tree import copied, pack, unpack
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -32,8 +34,6 @@ TREES = st.recursive(
 
 @given(TREES)
 def test_nested_values_survive_json(value):
-    import json
-
     tensors: dict[str, torch.Tensor] = {}
     described = json.loads(json.dumps(pack(value, tensors, "x"), allow_nan=False))
     assert repr(unpack(described, tensors)) == repr(value)  # repr: nan is not equal to itself, 1 is equal to True
@@ -141,6 +141,66 @@ def test_a_state_from_disk_repeats_the_steps_in_a_new_engine(tmp_path, optimizer
         "training_state.safetensors",
     }
     assert not [path for path in tmp_path.iterdir() if path.read_bytes()[:2] in (b"\x80\x02", b"PK")], "no pickle"
+
+
+DEEP = '{"a":' * 50_000 + "1" + "}" * 50_000
+ODD = {
+    "a number": "7",
+    "a list": "[]",
+    "nested for ever": DEEP,
+    "not JSON": "{",
+    "no step": {"step": None},
+    "a step that is a text": {"step": "3"},
+    "a step before the first": {"step": -1},
+    "a weight elsewhere": {"weights": {"two.bias": ["../elsewhere.safetensors", "two.bias"]}},
+    "a weight from the root": {"weights": {"two.bias": ["/etc/passwd", "x"]}},
+    "a weight that is not there": {"weights": {"two.bias": ["training_state.safetensors", "x"]}},
+    "weights that are a list": {"weights": [1]},
+    "an optimizer of other tensors": {"optimizer": {"$tensor": "x"}},
+    "an optimizer that is a text": {"optimizer": "x"},
+    "parts that are none": {"optimizer": {"$tuple": 7}},
+    "keys that cannot be keys": {"scheduler": {"$items": [[[1], 2]]}},
+    "a schedule that is a list": {"scheduler": []},
+    "others that are a list": {"others": [1]},
+    "another of another kind": {"others": {"counted": {"count": "many"}}},
+    "generators that are none": {"random": ["{}"]},
+    "generators that are a number": {"random": 7},
+    "generators of code": {"random": ["__import__('os')"]},
+    "generators of other sizes": {"random": [json.dumps({"python": [3, [1], None], "torch": "00"})]},
+}
+
+
+class Counted:
+    count = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_state_is_an_error_of_ours(tmp_path, name):
+    subject = replace(engine("adamw"), others={"counted": Counted()})
+    take(subject)
+    write_state(snapshot(subject, 1), tmp_path)
+    path, odd = tmp_path / "training_state.json", ODD[name]
+    path.write_text(odd if isinstance(odd, str) else json.dumps(json.loads(path.read_text()) | odd))
+    (tmp_path.parent / "elsewhere.safetensors").write_bytes((tmp_path / "training_state.safetensors").read_bytes())
+    with pytest.raises(LlamaFarmError, match=r"LF-DISK-030|LF-TRAIN-050"), understood(tmp_path):
+        restore(subject, read_state(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["training_state.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"[]"])
+def test_tensors_that_are_none_are_an_error_of_ours(tmp_path, file, content):
+    subject = engine("adamw")
+    take(subject)
+    write_state(snapshot(subject, 1), tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DiskError, match="LF-DISK-030"):
+        read_state(tmp_path)
 
 
 def test_8_bit_states_are_kept_in_8_bits(tmp_path):

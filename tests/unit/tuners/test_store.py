@@ -12,7 +12,7 @@ from llamafarm.api import BaseModelConfig
 from llamafarm.errors import DiskError, NumericError
 from llamafarm.models._load import load_model, load_tokenizer
 from llamafarm.models.checkpoint import read_manifest, write_manifest
-from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, restore_weights
+from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, recover, restore_weights
 from llamafarm_tuners.pytorch._store import Trained, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch.card import model_card
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_restores_the_weights(tmp_path, which, request):
         for parameter in subject.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1)
-    restore_weights(subject.model, path)
+    restore_weights(subject, path)
     after = subject.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -171,8 +171,8 @@ def kept(tmp_path, trained, steps=(2, 4, 6)) -> list:
 
 def recovered(tmp_path, trained, wanted=None):
     said: list[str] = []
-    made = checkpoints(tmp_path, trained)
-    return made.recover(wanted, said.append), made.saved, said
+    found = recover(tmp_path, wanted, said.append)
+    return found.checkpoint, list(found.saved), said
 
 
 def test_the_newest_checkpoint_is_found_whatever_the_clock_says(tmp_path, trained):
@@ -261,7 +261,7 @@ def test_the_best_checkpoint_is_that_of_the_state_that_is_resumed(tmp_path, trai
     kept(tmp_path, trained, (2, 4))
     made = checkpoints(tmp_path, trained)
     made.save_best(5)  # found after the last checkpoint, and then the run was killed
-    made.recover(None, print)
+    recover(tmp_path, None, print)
     made.require_best(4, print)
     manifest = read_manifest(tmp_path / BEST)
     assert manifest is not None

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from llamafarm.api import RunContext
+from llamafarm.models.inner import can_select_logits, transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents, in_one_row, padded
 from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
-from llamafarm_tuners.pytorch._loss import can_select_logits
-from llamafarm_tuners.pytorch.fast._attention import KERNEL, register, stand_in
+from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE, register, stand_in
+from llamafarm_tuners.pytorch.fast._decoder import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
-from llamafarm_tuners.pytorch.fast._layers import FastLayer, refusal
+from llamafarm_tuners.pytorch.fast._liger import liger_kernels
 from llamafarm_tuners.pytorch.fast._linear import faster_products
 
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
@@ -31,6 +32,7 @@ class Wanted:
     head: bool = True
     products: bool = True
     layers: bool = True
+    liger: bool = False
 
     @classmethod
     def nothing(cls) -> Wanted:
@@ -103,7 +105,9 @@ def fast_paths(
             if wanted.documents:
                 reason = _documents(model, rows, device, probe, stack)
             apart = reason is None
-            mask = stand_in() if apart and _kernel(model) == KERNEL else None
+            kernel = _kernel(model)
+            mask = stand_in(kernel, device) if apart and kernel in (KERNEL, VARIABLE) else None
+            liger = _liger(model, probe, device, mask if apart else None, stack) if wanted.liger else {}
             layers, why_not = 0, "batches are padded"
             if wanted.layers and apart:
                 layers, why_not = _layers(model, device, probe, mask, stack)
@@ -116,13 +120,14 @@ def fast_paths(
             fused_layers=layers,
             **({"not_fused": why_not} if why_not and wanted.layers else {}),
             onednn_products=products,
+            **liger,
         )
         yield Paths(apart, mask, can_select_logits(model), head, stack.close)
 
 
 def _head(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> nn.Module | None:
     """The model's head if it is one product, and the logits are what comes out of it."""
-    head: nn.Module | None = _inner(model).get_output_embeddings()
+    head: nn.Module | None = transformers_model(model).get_output_embeddings()
     linear = plain_head(head)
     if head is None or linear is None or linear.weight.dtype == torch.float16:
         return None
@@ -135,7 +140,7 @@ def _documents(
     model: nn.Module, rows: Sequence[TokenRow], device: torch.device, probe: Probe, stack: ExitStack
 ) -> str | None:
     """Let the model compute documents in one row; return why it cannot, if so."""
-    config: Any = _inner(model).config
+    config: Any = transformers_model(model).config
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "the method puts something before the tokens"
     before, longest = _kernel(model), max(len(row.input_ids) for row in documents(rows))
@@ -143,29 +148,44 @@ def _documents(
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if any(window is not None and window < longest for window in windows):
         return f"rows of {longest:,} tokens are longer than the window of this model's attention"
-    if before == "sdpa":
-        register()
-        _inner(model).set_attn_implementation(KERNEL)
-    elif "flash" not in str(before):
+    if before != "sdpa" and "flash" not in str(before):
         return f"{before} attention does not keep documents apart"
+    register()
+    reason: str | None = ""
+    for kernel in _kernels(model, device, text) if before == "sdpa" else (str(before),):
+        transformers_model(model).set_attn_implementation(kernel)
+        reason = _unlike(model, device, probe, stand_in(kernel, device) if before == "sdpa" else None)
+        if reason is None:
+            stack.callback(transformers_model(model).set_attn_implementation, before)
+            return None
+    transformers_model(model).set_attn_implementation(before)
+    return reason
+
+
+def _kernels(model: nn.Module, device: torch.device, text: Any) -> tuple[str, ...]:
+    """Kernels to try in place of sdpa, the fastest first."""
+    on = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if on else transformers_model(model).dtype
+    half = dtype in (torch.bfloat16, torch.float16)
+    variable = device.type == "cuda" and half and not getattr(text, "attention_dropout", 0.0)
+    return (VARIABLE, KERNEL) if variable else (KERNEL,)
+
+
+def _unlike(model: nn.Module, device: torch.device, probe: Probe, mask: torch.Tensor | None) -> str | None:
+    """Why the model does not compute in one row what it computes otherwise; None if it does."""
     try:
-        reason = probe.fault(model, device, stand_in() if before == "sdpa" else None)
+        return probe.fault(model, device, mask)
     except torch.OutOfMemoryError:
         raise
     except _REFUSALS as error:
-        reason = f"this architecture takes no documents in one row ({type(error).__name__}: {error})"
-    if reason is None:
-        stack.callback(_inner(model).set_attn_implementation, before)
-    else:
-        _inner(model).set_attn_implementation(before)
-    return reason
+        return f"this architecture takes no documents in one row ({type(error).__name__}: {error})"
 
 
 def _layers(
     model: nn.Module, device: torch.device, probe: Probe, mask: torch.Tensor | None, stack: ExitStack
 ) -> tuple[int, str]:
     """Replace the forward of decoder layers that have a faster one; return how many, and why some have not."""
-    found = [module for module in _inner(model).modules() if type(module).__name__.endswith("DecoderLayer")]
+    found = [module for module in transformers_model(model).modules() if type(module).__name__.endswith("DecoderLayer")]
     exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
     if exact and torch.is_autocast_enabled(device.type):
         return 0, "mixed precision on a base in float32"
@@ -181,11 +201,26 @@ def _layers(
     return len(fast), next((reason for reason in reasons.values() if reason), "" if found else "no decoder layers")
 
 
+def _liger(
+    model: nn.Module, probe: Probe, device: torch.device, mask: torch.Tensor | None, stack: ExitStack
+) -> dict[str, object]:
+    """Let Liger's kernels compute; return how many modules they are in, and why none, if so."""
+    with ExitStack() as trial:
+        try:
+            modules = trial.enter_context(liger_kernels(transformers_model(model)))
+            reason = probe.change(model, device) if mask is None else probe.fault(model, device, mask)
+        except torch.OutOfMemoryError:
+            raise
+        except (*_REFUSALS, ImportError) as error:
+            reason = f"they do not run here ({type(error).__name__}: {error})"
+        else:
+            reason = reason or (None if modules else "Liger does not know this architecture")
+        if reason is None:
+            stack.enter_context(trial.pop_all())
+            return {"liger_modules": modules}
+    return {"liger_modules": 0, "not_liger": reason}
+
+
 def _kernel(model: nn.Module) -> str | None:
-    kernel: str | None = getattr(_inner(model).config, "_attn_implementation", None)
+    kernel: str | None = getattr(transformers_model(model).config, "_attn_implementation", None)
     return kernel
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model within adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,33 +1,32 @@
-"""Decoder layers of the Llama family with their backward pass written out: nothing is kept that is free to recompute.
+"""The parts of a decoder layer with their backward pass written out: nothing is kept that is free to recompute.
 
-A layer is four functions: norm and grouped q, k, v; rotary positions and attention of documents; output projection
-and residual; norm and grouped gate and up; activation, down projection and residual. They work on one long row,
-(tokens, size). Where the weights are bfloat16, norms and attention are computed in float32.
+They work on one long row, (tokens, size). Where the weights are bfloat16, norms and attention are computed in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MethodType
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from llamafarm_tuners.pytorch.fast._lora import Group, Member
-
-_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # what F.sdpa calls
-_attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
+from llamafarm_tuners.pytorch.fast._attend import attend, attend_backward
+from llamafarm_tuners.pytorch.fast._group import Group
 
 Gradients = tuple[torch.Tensor | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """An RMSNorm: x / sqrt(mean(x²) + eps) * weight."""
+    """An RMSNorm: x / sqrt(mean(x²) + eps) * weight, multiplied in the format of the weight.
+
+    Attributes:
+        weight: (size,).
+        eps: What is added to the mean.
+    """
 
     weight: torch.Tensor
     eps: float
@@ -42,7 +41,7 @@ class Norm:
 
     def again(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The normed x once more."""
-        return (x.float() * factor).to(x.dtype).mul_(self.weight)
+        return (x.float() * factor).to(self.weight.dtype).mul_(self.weight).to(x.dtype)
 
     def backward(self, x: torch.Tensor, factor: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient of x in float32: with n = x * factor and h = gradient * weight, (h - n * mean(h n)) * factor."""
@@ -75,7 +74,38 @@ class Heads:
         return slice(0, q), slice(q, q + k), slice(q + k, q + 2 * k)
 
 
-class _NormedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+class Activation(NamedTuple):
+    """A function of single values.
+
+    Attributes:
+        forward: The function.
+        both: The function, and its slope.
+    """
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    both: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _silu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """With s = sigmoid(x): x s, and s + x s (1 - s)."""
+    share = torch.sigmoid(x)
+    active = x * share
+    return active, share.addcmul_(active, 1 - share)
+
+
+def _gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    slope = torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate="tanh")
+    return functional.gelu(x, approximate="tanh"), slope
+
+
+ACTIVATIONS = {
+    "silu": Activation(functional.silu, _silu),
+    "gelu_pytorch_tanh": Activation(partial(functional.gelu, approximate="tanh"), _gelu),
+}
+"""By their names in transformers."""
+
+
+class NormedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
     """norm → group; the normed input is not kept."""
 
     @staticmethod
@@ -95,50 +125,73 @@ class _NormedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does
         return of_x, None, None, *found
 
 
-class _AddedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
-    """residual + group(x)."""
+class AddedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+    """residual + group(x); maybe without a residual."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, residual: torch.Tensor, group: Group, *_: torch.Tensor) -> torch.Tensor:
-        y, kept = group.forward(x)
+    def forward(
+        ctx: Any, x: torch.Tensor, residual: torch.Tensor | None, group: Group, *_: torch.Tensor
+    ) -> torch.Tensor:
+        y, kept = group.forward(x, residual)
         ctx.group = group
         ctx.save_for_backward(x, *kept)
-        return y.add_(residual)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Gradients:
         x, *kept = ctx.saved_tensors
         of_x, found = ctx.group.backward(x, kept, gradient, wanted=ctx.needs_input_grad[0])
-        return of_x, gradient, None, *found
+        return of_x, gradient if ctx.needs_input_grad[1] else None, None, *found
 
 
-class _GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
-    """residual + group(silu(gate) * up), gate and up side by side; their product is not kept."""
+class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+    """residual + group(activation(gate) * up), gate and up side by side; their product is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, both: torch.Tensor, residual: torch.Tensor, group: Group, *_: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        both: torch.Tensor,
+        residual: torch.Tensor | None,
+        group: Group,
+        activation: Activation,
+        *_: torch.Tensor,
+    ) -> torch.Tensor:
         gate, up = both.chunk(2, 1)
-        y, kept = group.forward(functional.silu(gate).mul_(up))
-        ctx.group = group
+        y, kept = group.forward(activation.forward(gate).mul_(up), residual)
+        ctx.group, ctx.activation = group, activation
         ctx.save_for_backward(both, *kept)
-        return y.add_(residual)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Gradients:
         both, *kept = ctx.saved_tensors
         gate, up = both.chunk(2, 1)
-        share = torch.sigmoid(gate)
-        active = gate * share
+        active, slope = ctx.activation.both(gate)
         of_product, found = ctx.group.backward(active * up, kept, gradient, wanted=True)
         of_both = torch.empty_like(both)
         of_gate, of_up = of_both.chunk(2, 1)
         torch.mul(of_product, active, out=of_up)
-        slope = share.addcmul_(active, 1 - share)  # of z s with s = sigmoid(z): s + z s (1 - s)
         torch.mul(of_product.mul_(up), slope, out=of_gate)
-        return of_both, gradient, None, *found
+        return of_both, gradient if ctx.needs_input_grad[1] else None, None, None, *found
 
 
-class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+class AddedNorm(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+    """residual + norm(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        normed, factor = norm.forward(x)
+        ctx.norm = norm
+        ctx.save_for_backward(x, factor)
+        return normed.add_(residual)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Gradients:
+        x, factor = ctx.saved_tensors
+        return ctx.norm.backward(x, factor, gradient).to(x.dtype), gradient, None
+
+
+class Attention(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
     """q, k, v side by side → rotary positions → causal attention within each document."""
 
     @staticmethod
@@ -154,13 +207,8 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch does n
             rotated[part] = normed
             factors.append(factor)
         _rotate(rotated[: v.start], cos, sin)
-        out, sums, start = torch.empty((tokens, heads.queries, heads.size), dtype=qkv.dtype), [], 0
-        for length in lengths:
-            here = rotated[:, start : start + length]
-            result, total = _attend(here[None, q], here[None, k], here[None, v], 0.0, True, scale=heads.scale)
-            out[start : start + length] = result[0].transpose(0, 1)
-            sums.append(total)
-            start += length
+        out = torch.empty((tokens, heads.queries, heads.size), dtype=qkv.dtype)
+        sums = attend((rotated[q], rotated[k], rotated[v]), lengths, heads.scale, out)
         ctx.lengths, ctx.heads = lengths, heads
         ctx.save_for_backward(rotated, cos, sin, out, qkv if heads.norms else None, *factors, *sums)
         ctx.norms = len(factors)
@@ -171,18 +219,10 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch does n
         rotated, cos, sin, out, qkv, *rest = ctx.saved_tensors
         factors, sums, heads = rest[: ctx.norms], rest[ctx.norms :], ctx.heads
         tokens, (q, k, v) = len(out), heads.parts()
-        of_rotated, start = torch.empty_like(rotated), 0
-        of_out, wide = (tensor.view(tokens, heads.queries, -1).transpose(0, 1).float() for tensor in (gradient, out))
-        for length, total in zip(ctx.lengths, sums, strict=True):
-            span = slice(start, start + length)
-            here = rotated[:, span]
-            found = _attend_backward(
-                of_out[None, :, span], here[None, q], here[None, k], here[None, v], wide[None, :, span], total,
-                0.0, True, scale=heads.scale,
-            )  # fmt: skip
-            for part, piece in zip((q, k, v), found, strict=True):
-                of_rotated[part, span] = piece[0]
-            start += length
+        of_rotated = torch.empty_like(rotated)
+        of_out = gradient.view(tokens, heads.queries, -1).transpose(0, 1).float()
+        parts, into = ((tensor[q], tensor[k], tensor[v]) for tensor in (rotated, of_rotated))
+        attend_backward(of_out, parts, (out, sums), ctx.lengths, heads.scale, into)
         _rotate(of_rotated[: v.start], cos, -sin)
         for norm, part, factor in zip(heads.norms or (), (q, k), factors, strict=False):
             raw = qkv.view(tokens, -1, heads.size).transpose(0, 1)[part]
@@ -204,87 +244,3 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     turned = first * sin
     first.mul_(cos).addcmul_(second, sin, value=-1)
     second.mul_(cos).add_(turned)
-
-
-class FastLayer:
-    """The faster way of one decoder layer; `forward` takes its place."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        attention, mlp = layer.self_attn, layer.mlp
-        self.input = _norm(layer.input_layernorm)
-        self.after = _norm(layer.post_attention_layernorm)
-        norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
-        config = attention.config
-        self.heads = Heads(
-            config.num_attention_heads, config.num_key_value_heads, attention.head_dim, attention.scaling, norms
-        )
-        self.qkv, self.gate_up = (Group(modules) for modules in _grouped(layer))
-        self.output, self.down = Group([attention.o_proj]), Group([mlp.down_proj])
-        self.plain = layer.forward
-        layer.forward = MethodType(self.forward, layer)
-
-    def release(self) -> None:
-        """Put everything back."""
-        del self.layer.forward
-        self.qkv.release()
-        self.gate_up.release()
-
-    def forward(self, _: Any, hidden_states: torch.Tensor, *args: Any, **named: Any) -> Any:
-        """Called by the model in place of its own; without documents, that is what happens."""
-        bounds, cached = named.get("cu_seq_lens_q"), named.get("past_key_values")
-        if bounds is None or cached is not None or args or hidden_states.dtype != self.qkv.weight.dtype:
-            return self.plain(hidden_states, *args, **named)
-        cos, sin = (angles[0, :, : angles.shape[-1] // 2].float() for angles in named["position_embeddings"])
-        arguments = (hidden_states[0], cos, sin, bounds.diff().tolist())
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            if getattr(self.layer, "gradient_checkpointing", False) and self.layer.training and torch.is_grad_enabled():
-                # transformers wraps the forward of its classes, which an instance's own does not go through
-                return checkpoint(self._forward, *arguments, use_reentrant=False)[None]
-            return self._forward(*arguments)[None]
-
-    def _forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        qkv = _NormedGroup.apply(x, self.input, self.qkv, *self.qkv.parameters())
-        attended = _Attention.apply(qkv, cos, sin, lengths, self.heads)
-        x = _AddedGroup.apply(attended, x, self.output, *self.output.parameters())
-        both = _NormedGroup.apply(x, self.after, self.gate_up, *self.gate_up.parameters())
-        y: torch.Tensor = _GatedGroup.apply(both, x, self.down, *self.down.parameters())
-        return y
-
-
-def _norm(module: Any) -> Norm:
-    return Norm(module.weight.data, module.variance_epsilon)
-
-
-def _grouped(layer: Any) -> tuple[list[nn.Module], list[nn.Module]]:
-    """What makes q, k, v side by side, and gate and up."""
-    attention, mlp = layer.self_attn, layer.mlp
-    if hasattr(attention, "qkv_proj"):
-        return [attention.qkv_proj], [mlp.gate_up_proj]
-    return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
-
-
-_LAYERS = frozenset(f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3"))
-"""Decoder layers that compute what `FastLayer` does."""
-
-
-def refusal(layer: Any) -> str | None:
-    """Why a decoder layer has no faster way; None if it has one."""
-    name = type(layer).__name__
-    if name not in _LAYERS or not type(layer).__module__.startswith("transformers.models."):
-        return f"no such way for {name}"
-    attention, mlp = layer.self_attn, layer.mlp
-    config = attention.config
-    if "forward" in layer.__dict__ or any(parameter.device.type != "cpu" for parameter in layer.parameters()):
-        return "the layer is not on a CPU, or is changed already"
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}"
-    if attention.attention_dropout or getattr(config, "resid_pdrop", 0.0):
-        return "it drops attention or residuals"
-    norms = [module for name, module in layer.named_modules() if name.endswith("norm")]
-    if any(parameter.requires_grad for norm in norms for parameter in norm.parameters()):
-        return "norms are trained"
-    groups = _grouped(layer)
-    members = [*groups[0], attention.o_proj, *groups[1], mlp.down_proj]
-    reasons = [reason for member in members if (reason := Member.refusal(member))]
-    return reasons[0] if reasons else None
