@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -109,6 +110,7 @@ def train(
     """
     from llamafarm.api.launch import is_follower
     from llamafarm.core.estimate import quietly
+    from llamafarm.core.fixes import fixes_told
     from llamafarm.core.follow import follow
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
@@ -134,7 +136,8 @@ def train(
         say_plan(session, planned)
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
-        outcome = run_training(loaded, planned, registry, story)
+        with fixes_told(request, registry) if resume is None else nullcontext():
+            outcome = run_training(loaded, planned, registry, story)
     exports = export_all(session, loaded, quiet=quiet or as_json)
     show_outcome(session, outcome, story, exports, quiet=quiet, as_json=as_json)
 

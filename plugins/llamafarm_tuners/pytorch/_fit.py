@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingConfig, TrainingResult
 from llamafarm.data.questions import questions
@@ -23,6 +25,7 @@ from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST, Found, newest, recover
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
+from llamafarm_tuners.pytorch._frozen import base_model, begun_with
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import (
@@ -50,7 +53,7 @@ from llamafarm_tuners.pytorch.identity import identity
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.kernels import unusable_liger
 from llamafarm_tuners.pytorch.packs import packed_rows
-from llamafarm_tuners.pytorch.precision import Autocast, autocast
+from llamafarm_tuners.pytorch.precision import Autocast, DType, autocast
 from llamafarm_tuners.pytorch.schedule import plan_sizes
 from llamafarm_tuners.pytorch.sides import tokenized_sides
 from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
@@ -69,6 +72,7 @@ class Fit:
         results: Figures for eval_results.json that come from answering questions.
         identity: What the result is made from.
         kept: What the methods kept in the state that the run goes on from; None: the training begins.
+        begun: The format of the base in that state, where it was not asked for.
     """
 
     config: PytorchConfig
@@ -79,6 +83,7 @@ class Fit:
     results: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
     kept: Mapping[str, Any] | None = None
+    begun: DType | None = None
 
 
 def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
@@ -102,6 +107,7 @@ def _carry_out(job: Fit) -> TrainingResult:
     _require_agreement(job)
     found = _found(job)
     job.kept = read_methods(found.checkpoint) if found.checkpoint is not None else None
+    job.begun = begun_with(found.checkpoint)
     work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
@@ -165,21 +171,22 @@ def ways(training: TrainingConfig, plan: RunPlan) -> Wanted:
 
 def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
-    config, plan, run = job.config, job.plan, job.run
+    config, plan, run, processes = job.config, job.plan, job.run, job.accelerator.num_processes
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
     vocabulary = vocabulary_for(config.base_model, job.data.train, run)
     tokenizer = vocabulary.tokenizer
-    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
-    job.identity.update(identity(config, plan, job.data, tokenizer, processes=processes, precision=precision))
     first = asked_first_token(plan.methods, tokenizer)
     sides = tokenized_sides(config, job.data, tokenizer, run, first)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
     tasks = tasks_of(held_out, job.data.eval)
     require_metric(config.training, tasks, plan.given.get("training.metric_for_best_model", ""))
-    model: Any = model_for(config, plan, vocabulary, run)
-    say_precision(model, config, plan, run)
+    loading = partial(model_for, plan=plan, vocabulary=vocabulary, run=run)
+    base_config, model, why = base_model(loading, config, plan, rows, job.accelerator, job.begun)
+    job.config = config = base_config
+    say_precision(model, config, plan, run, why)
+    job.identity.update(_identity(job, tokenizer))
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
@@ -204,6 +211,12 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, methods, hard, tasks)
     return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
+
+
+def _identity(job: Fit, tokenizer: Any) -> dict[str, Any]:
+    """What the result is made from."""
+    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
+    return identity(job.config, job.plan, job.data, tokenizer, processes=processes, precision=precision)
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
@@ -310,7 +323,8 @@ def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:
 def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
-    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)  # all make the same ones: no wait for each other
+    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[buffers])
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from llamafarm.models.prequantized import library_problem, stored_as
 from llamafarm_tuners.pytorch.best import full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import check_curriculum
+from llamafarm_tuners.pytorch.frozen import choice, with_base
 from llamafarm_tuners.pytorch.global_batch import check_global_batch
 from llamafarm_tuners.pytorch.idle import idle_settings
 from llamafarm_tuners.pytorch.kernels import (
@@ -43,6 +44,10 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
     Raises:
         NetworkError: If something is needed from the hub, which is switched off.
     """
+    found = choice(config, plan)
+    if found is not None:
+        yield Decision("base_model.torch_dtype", found.dtype, found.reason)
+        config = with_base(config, found.dtype)
     for topic in (
         _precision,
         _attention,

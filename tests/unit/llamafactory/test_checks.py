@@ -53,6 +53,12 @@ def problems(make, options, method=None):
         ({"arguments": {"do_train": False}}, LORA, "LF-STRATEGY-086", "a run trains"),
         ({"arguments": {"galore_rnk": 4}}, LORA, "LF-STRATEGY-087", "did you mean 'galore_rank'?"),
         ({"arguments": {"ref_model": "other"}}, LORA, "LF-SECURITY-020", "--set arguments.ref_model=VALUE"),
+        (
+            {"base_model": {"huggingface_id": "builtin:tiny", "template": "phi"}},
+            LORA,
+            "LF-STRATEGY-084",
+            "set template: phi",
+        ),
         ({"template": "lama3"}, LORA, "LF-STRATEGY-088", "did you mean 'llama3'?"),
         (
             {"training": {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}},

@@ -55,6 +55,13 @@ def test_the_defaults_need_no_word(make):
     assert findings(make()) == ({}, {})
 
 
+def test_a_template_that_nobody_knows_is_refused_before_anything_is_loaded(make):
+    problems, _ = findings(make(base(template="lama3"), ("base_model.template",)))
+    problem = problems["LF-TEMPLATE-030"]
+    assert (problem.where, problem.hint) == ("strategy.yaml:base_model.template", "did you mean 'llama3'?")
+    assert findings(make(base(template="Phi-3"))) == ({}, {})
+
+
 REFUSED_IF_GIVEN = [
     ("training.fp16", training(fp16=True), None, "LF-TRAIN-001"),
     ("training.fp16", training(fp16=True), MPS, "LF-TRAIN-001"),
