@@ -35,6 +35,9 @@ _TO_REMEMBER: Final = ("recovery", "micro_batch")
 _LEDGER: Final = ("rows", "tokens", "mask_audit", "token_loss")
 """Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
 
+_TO_KNOW: Final = ("paths", "precision")
+"""Events that say how a run computes: the last of each is in its manifest."""
+
 TRIGGER: Final = "checkpoint-now"
 """A file of this name beside the manifest asks for a checkpoint, as SIGUSR1 does."""
 
@@ -143,8 +146,8 @@ class Run:
         elif type in _TO_REMEMBER:
             self._manifest[type] = [*self._manifest.get(type, ()), dict(fields)]
             self._surviving(self._save_manifest)
-        elif type == "paths":
-            self._manifest["paths"] = dict(fields)
+        elif type in _TO_KNOW:
+            self._manifest[type] = dict(fields)
             self._surviving(self._save_manifest)
         elif type == "resumed":
             self._surviving(lambda: self._go_on(fields))

@@ -22,6 +22,7 @@ def problems(make, options, method=None):
         ({"stage": "sft", "training": {"stage": "pt"}}, LORA, "LF-STRATEGY-080", "disagree"),
         ({}, {"type": "lora", "bias": "all"}, "LF-STRATEGY-081", "bias: all"),
         ({}, {"type": "lora", "alpha": 2.5}, "LF-STRATEGY-081", "alpha: 2.5"),
+        ({}, {"type": "lora", "ranks": [4, 8]}, "LF-STRATEGY-081", "ranks"),
         ({}, {"type": "lora", "target_modules": ".*q_proj"}, "LF-STRATEGY-081", "name the modules"),
         ({}, {"type": "lora", "layers_to_transform": [1]}, "LF-STRATEGY-081", "layers_to_transform"),
         ({}, {"type": "lora", "init_lora_weights": "pissa"}, "LF-STRATEGY-081", "init_lora_weights"),

@@ -167,6 +167,16 @@ def test_8_bit_optimizers_need_bitsandbytes(make, without, optim):
     assert "pip install 'llamafarm[qlora]'" in findings(make(training(optim=optim), (), CUDA))[0]["LF-PLUGIN-023"].hint
 
 
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_in_blocks_do_not_grow(make, optim):
+    growing = Lora(Lora.Config(ranks=(4, 8)))
+    assert "LF-TRAIN-075" in findings(make(training(optim=optim), method=growing))[0]
+    assert "LF-TRAIN-075" not in findings(make(training(optim=optim)))[0]
+    assert findings(make(method=growing))[0] == {}
+    compiled = findings(make(training(torch_compile=True), method=growing))[0]
+    assert "LF-STRATEGY-053" in compiled
+
+
 @pytest.mark.parametrize(("optim", "used"), [("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch")])
 def test_nothing_is_paged_without_a_gpu(make, optim, used):
     problems, decisions = findings(make(training(optim=optim)))
