@@ -20,6 +20,7 @@ from llamafarm.estimate.arithmetic import (
 )
 from llamafarm_tuners.pytorch.activations import FUSED_ARCHITECTURES, Formats, Kept, fused, generic
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.frozen import settled
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.kernels import attention
 from llamafarm_tuners.pytorch.optim import effective
@@ -137,6 +138,7 @@ def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
     """
     devices = max(1, plan.device.count)
     config = config.model_copy(update={"training": settle_batches(config.training, plan.given, devices)})
+    config = settled(config, plan, workload.model_config)
     training = config.training
     architecture = read_architecture(workload.model_config)
     specs = tuple(method.adapter() for method in plan.methods)

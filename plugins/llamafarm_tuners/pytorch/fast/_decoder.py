@@ -7,7 +7,7 @@ multiply, norms before a residual is added, a factor there, the activation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from llamafarm_tuners.pytorch._batches import KEPT
 from llamafarm_tuners.pytorch.fast._capped import capped_documents
 from llamafarm_tuners.pytorch.fast._group import Group, refused_member
 from llamafarm_tuners.pytorch.fast._layers import (
@@ -56,10 +57,14 @@ FAMILIES = {
 
 
 class FastLayer:
-    """The faster way of one decoder layer; `forward` takes its place."""
+    """The faster way of one decoder layer; `forward` takes its place.
 
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
+    Attributes:
+        last: Nothing but a norm and the head follow: what is not wanted there needs no more than its keys and values.
+    """
+
+    def __init__(self, layer: Any, *, last: bool = False) -> None:
+        self.layer, self.last = layer, last
         family, attention, config = FAMILIES[_family(layer)], layer.self_attn, layer.self_attn.config
         self.input, self.before, *self.behind = (_norm(norm, family) for norm in _norms(layer, family))
         head_norms = _head_norms(attention)
@@ -88,7 +93,7 @@ class FastLayer:
         if bounds is None or cached is not None or args or not taken:
             return self.plain(hidden_states, *args, **named)
         cos, sin = (angles[0, :, : self._pairs(angles)].float() for angles in named["position_embeddings"])
-        arguments = (hidden_states[0], cos, sin, bounds.diff().tolist())
+        arguments = (hidden_states[0], cos, sin, bounds.diff().tolist(), self._kept(len(hidden_states[0]), named))
         with torch.autocast(hidden_states.device.type, enabled=False):
             if getattr(self.layer, "gradient_checkpointing", False) and self.layer.training and torch.is_grad_enabled():
                 # transformers wraps the forward of its classes, which an instance's own does not go through
@@ -99,15 +104,33 @@ class FastLayer:
         """How many pairs of a head's entries are turned by the positions."""
         return angles.shape[-1] // 2 if self.turned else 0
 
-    def _forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    def _kept(self, tokens: int, named: Mapping[str, Any]) -> torch.Tensor | None:
+        """The tokens to go on with after attention; None for all, as dropout and hooks want it."""
+        kept: torch.Tensor | None = named.get(KEPT) if self.last else None
+        if kept is None or len(kept) == tokens or self.layer._forward_hooks:  # noqa: SLF001  # no other way
+            return None
+        return None if any(group.drops for group in self.groups) else kept
+
+    def _forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        lengths: Sequence[int],
+        kept: torch.Tensor | None,
+    ) -> torch.Tensor:
+        tokens = len(x)
         qkv, output, gate_up, down = self.groups
         heads = NormedGroup.apply(x, self.input, qkv, *qkv.parameters())
         attended = self._attended(heads, cos, sin, lengths)
+        if kept is not None:
+            attended, x = attended[kept], x[kept]
         y = AddedGroup.apply(attended, self._added(x), output, *output.parameters())
         x = self._joined(y, x, 0)
         both = NormedGroup.apply(x, self.before, gate_up, *gate_up.parameters())
         y = GatedGroup.apply(both, self._added(x), down, self.activation, *down.parameters())
-        return self._joined(y, x, 1)
+        y = self._joined(y, x, 1)
+        return y if kept is None else y.new_zeros(tokens, y.shape[1]).index_copy(0, kept, y)
 
     def _attended(
         self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class Paths:
         mask: What the model is given in place of a mask then.
         selective: The model computes logits at chosen positions alone.
         head: The head whose product with the loss is computed in chunks.
+        ends: The last layer finishes the tokens alone at which there is something to learn.
         undo: Brings the model back before the end of the run.
     """
 
@@ -60,6 +61,7 @@ class Paths:
     mask: torch.Tensor | None = None
     selective: bool = False
     head: nn.Module | None = None
+    ends: bool = False
     undo: Callable[[], None] = _nothing
 
     def left(self) -> Paths:
@@ -69,7 +71,9 @@ class Paths:
 
     def batch(self, rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:
         """Rows as tensors."""
-        return in_one_row(rows, self.mask) if self.documents else padded(rows, pad_token_id, multiple)
+        if not self.documents:
+            return padded(rows, pad_token_id, multiple)
+        return replace(in_one_row(rows, self.mask), ends=self.ends)
 
 
 @contextmanager
@@ -122,7 +126,7 @@ def fast_paths(
             onednn_products=products,
             **liger,
         )
-        yield Paths(apart, mask, can_select_logits(model), head, stack.close)
+        yield Paths(apart, mask, can_select_logits(model), head, bool(layers), stack.close)
 
 
 def _head(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> nn.Module | None:
@@ -193,7 +197,7 @@ def _layers(
         return 0, "mixed precision on a base in float32"
     reasons = {id(layer): refusal(layer) for layer in found}
     with ExitStack() as trial:
-        fast = [FastLayer(layer) for layer in found if reasons[id(layer)] is None]
+        fast = [FastLayer(layer, last=layer is found[-1]) for layer in found if reasons[id(layer)] is None]
         for layer in fast:
             trial.callback(layer.release)
         fault = probe.fault(model, device, mask) if fast else None
