@@ -128,7 +128,7 @@ def test_liger_that_does_not_run_leaves_the_model_as_it_was(model):
         with fast_paths(model, ROWS, CPU, run, Wanted(products=False, layers=False, liger=True)) as paths:
             assert paths.documents
             assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
-    said = next(fields for type_, fields in run.events if type_ == "paths")
+    said = next(event.fields for event in run.events if event.type == "paths")
     assert said["liger_modules"] == 0
     assert said["not_liger"].startswith("they do not run here")
     assert vars(sys.modules[type(model).__module__]) == names

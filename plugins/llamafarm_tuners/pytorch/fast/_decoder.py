@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llamafarm_tuners.pytorch._batches import KEPT
+from llamafarm_tuners.pytorch.fast._capped import capped_documents
 from llamafarm_tuners.pytorch.fast._group import Group, refused_member
 from llamafarm_tuners.pytorch.fast._layers import (
     ACTIVATIONS,
@@ -27,6 +28,7 @@ from llamafarm_tuners.pytorch.fast._layers import (
     Heads,
     Norm,
     NormedGroup,
+    turned,
 )
 
 
@@ -37,15 +39,18 @@ class Family:
     Attributes:
         shifted: Norms multiply by 1 + weight, in float32.
         sandwiched: Attention and feed-forward have a norm behind them too.
+        capped: Scores of attention stay below a cap, and heads have no norms.
     """
 
     shifted: bool = False
     sandwiched: bool = False
+    capped: bool = False
 
 
 FAMILIES = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Granite", "SmolLM3", "Ministral"), Family()),
     "Gemma": Family(shifted=True),
+    "Gemma2": Family(shifted=True, sandwiched=True, capped=True),
     "Gemma3": Family(shifted=True, sandwiched=True),
 }
 """By what stands before `DecoderLayer` in the names of transformers."""
@@ -67,6 +72,7 @@ class FastLayer:
         self.heads = Heads(
             config.num_attention_heads, config.num_key_value_heads, attention.head_dim, attention.scaling, norms
         )
+        self.cap: float | None = attention.attn_logit_softcapping if family.capped else None
         self.turned = bool(getattr(attention, "use_rope", True))
         self.factor = float(getattr(layer, "residual_multiplier", 1.0))
         self.activation = ACTIVATIONS[_activation(config)]
@@ -116,7 +122,7 @@ class FastLayer:
         tokens = len(x)
         qkv, output, gate_up, down = self.groups
         heads = NormedGroup.apply(x, self.input, qkv, *qkv.parameters())
-        attended = Attention.apply(heads, cos, sin, lengths, self.heads)
+        attended = self._attended(heads, cos, sin, lengths)
         if kept is not None:
             attended, x = attended[kept], x[kept]
         y = AddedGroup.apply(attended, self._added(x), output, *output.parameters())
@@ -125,6 +131,18 @@ class FastLayer:
         y = GatedGroup.apply(both, self._added(x), down, self.activation, *down.parameters())
         y = self._joined(y, x, 1)
         return y if kept is None else y.new_zeros(tokens, y.shape[1]).index_copy(0, kept, y)
+
+    def _attended(
+        self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        if self.cap is None:
+            attended: torch.Tensor = Attention.apply(heads, cos, sin, lengths, self.heads)
+            return attended
+        apart = heads.view(len(heads), -1, self.heads.size).transpose(0, 1).float()
+        q, k, v = (apart[part] for part in self.heads.parts())
+        parts = turned(q, cos, sin), turned(k, cos, sin), v
+        result = capped_documents(parts, lengths, self.heads.scale, self.cap)
+        return result.transpose(0, 1).reshape(len(heads), -1).to(heads.dtype)
 
     def _added(self, residual: torch.Tensor) -> torch.Tensor | None:
         """The residual if it can be added with the product before it."""

@@ -152,13 +152,14 @@ def _documents(
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if any(window is not None and window < longest for window in windows):
         return f"rows of {longest:,} tokens are longer than the window of this model's attention"
-    if before != "sdpa" and "flash" not in str(before):
+    ours = before == "sdpa" or (before == "eager" and getattr(text, "attn_logit_softcapping", None) is not None)
+    if not ours and "flash" not in str(before):
         return f"{before} attention does not keep documents apart"
     register()
     reason: str | None = ""
-    for kernel in _kernels(model, device, text) if before == "sdpa" else (str(before),):
+    for kernel in _kernels(model, device, text) if ours else (str(before),):
         transformers_model(model).set_attn_implementation(kernel)
-        reason = _unlike(model, device, probe, stand_in(kernel, device) if before == "sdpa" else None)
+        reason = _unlike(model, device, probe, stand_in(kernel, device) if ours else None)
         if reason is None:
             stack.callback(transformers_model(model).set_attn_implementation, before)
             return None
@@ -171,7 +172,8 @@ def _kernels(model: nn.Module, device: torch.device, text: Any) -> tuple[str, ..
     on = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if on else transformers_model(model).dtype
     half = dtype in (torch.bfloat16, torch.float16)
-    variable = device.type == "cuda" and half and not getattr(text, "attention_dropout", 0.0)
+    plain = not getattr(text, "attention_dropout", 0.0) and getattr(text, "attn_logit_softcapping", None) is None
+    variable = device.type == "cuda" and half and plain
     return (VARIABLE, KERNEL) if variable else (KERNEL,)
 
 
