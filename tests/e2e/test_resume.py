@@ -59,6 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optim": "sgd"},
     "qlora": {"method": "qlora", "options": {"dropout": 0.1}, "held_out": 4, "eval_strategy": "steps", "eval_steps": 2},
     "8-bit optimizer": {"optim": "adamw_8bit", "options": {"r": 64, "dropout": 0.1}},
+    "growing rank": {"options": {"ranks": [2, 4, 8], "dropout": 0.1}, "held_out": 4, "eval_steps": 2},
+    "growing dora": {"method": "dora", "options": {"ranks": [2, 5], "dropout": 0.1}, "packing": True, "batch_size": 1},
     "eva": {"options": {"init_lora_weights": "eva", "r": 4, "dropout": 0.1}, "fused": True},
     "corda": {
         "options": {"init_lora_weights": "corda", "r": 4, "dropout": 0.1, "corda_config": {"samples": 8}},

@@ -14,7 +14,7 @@ import pytest
 
 LONG = {"max_steps": 2000, "batch_size": 2, "logging_steps": 1, "save_steps": 3, "learning_rate": 1e-3}
 LONG |= {"dataloader_num_workers": 1}  # one more process that must not stay
-_WAIT_S = 240
+_WAIT_S = 600
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def test_the_result_is_a_run_like_any_other(run_strategy, tmp_path, capsys):
     assert "loss" in say("evaluate", "--model", one, "--data", str(data), "--max-new-tokens", "4")
     say("export", one, "--to", "merged")
     assert (runs[0] / "export" / "merged" / "model.safetensors").is_file()
-    assert "method.r" in say("runs", "diff", one, other)
+    assert "config" in say("runs", "diff", one, other)
     (runs[0] / "training_loss.png").unlink()
     say("plot-loss", one)
     assert (runs[0] / "training_loss.png").stat().st_size > 1000
@@ -184,19 +184,21 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights(run_strategy):
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_the_preset_with_the_guides_arguments(run_strategy, tmp_path):
+def test_the_preset_with_the_guides_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in make_fields(24)))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"alpaca_en": {"file_name": data.name}}))
     registry = load_registry()
-    sets = ("base_model=builtin:tiny", f"dataset={data}", f"output_dir={tmp_path / 'out'}", "hardware=cpu")
-    sets += ("training.max_steps=2", "training.logging_steps=1")
+    sets = ("base_model=builtin:tiny", "dataset=alpaca_en", f"output_dir={tmp_path / 'out'}", "hardware=cpu")
+    sets += ("training.max_steps=2", "training.logging_steps=1", "template=chatml")  # it has no tokens of Phi's
     loaded = load(Request("phi3-llamafactory", sets=sets), registry)
     seen = []
     train(loaded, make_plan(loaded, registry), registry, seen.append)
     assert [event.fields["step"] for event in seen if event.type == "log"] == [1, 2]
     told = json.loads((tmp_path / "out" / "llamafarm" / "llamafactory" / "train.yaml").read_text())
     guide = {
-        "stage": "sft", "do_train": True, "template": "phi", "finetuning_type": "lora", "lora_target": "all",
+        "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_target": "all",
         "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.1, "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 4, "lr_scheduler_type": "cosine", "save_steps": 500, "learning_rate": 5e-4,
         "num_train_epochs": 3.0, "plot_loss": True, "bf16": True,
@@ -215,6 +217,11 @@ def test_an_argument_that_it_has_not(run_strategy):
 def test_a_template_that_it_has_not(run_strategy):
     with pytest.raises(StrategyError, match=r"no template 'llama22'; did you mean 'llama2'\?.*LF-STRATEGY-088"):
         run_strategy(block(template="llama22"))
+
+
+def test_a_template_of_another_family(run_strategy):
+    with pytest.raises(StrategyError, match=r"a token is beyond .*template of the model's own family.*LF-STRATEGY-102"):
+        run_strategy(block(template="phi"))
 
 
 def test_its_own_error_is_one_line(run_strategy):

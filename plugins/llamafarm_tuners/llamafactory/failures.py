@@ -17,6 +17,7 @@ _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 _OTHER = "LF-PLUGIN-075"
 _MEMORY = ("out of memory", "can't allocate memory", "OutOfMemory")
+_NO_SUCH_TOKEN = "index out of range in self"
 _LINES = 3
 
 
@@ -48,6 +49,10 @@ def failure(
         return error_for(
             [Problem("LF-HARDWARE-010", f"out of memory on {plan.device.name}, in LLaMA-Factory{saved}", where, hint)]
         )
+    if _NO_SUCH_TOKEN in text:
+        message = f"LLaMA-Factory failed: a token is beyond the model's embeddings ({_NO_SUCH_TOKEN}){saved}"
+        hint = "set a template of the model's own family: one of another adds its tokens to the tokenizer alone"
+        return error_for([Problem("LF-STRATEGY-102", message, where, hint)])
     cause = (error["message"] if error else "") or last_lines(log, _LINES)
     id_ = next((id_ for id_, words in _KINDS if any(word in text for word in words)), _OTHER)
     message = " ".join(str(cause).split())[:600]
