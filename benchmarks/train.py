@@ -1,18 +1,21 @@
 """Compares training of adapters in one run: ours step by step, transformers.Trainer, TRL and LLaMA-Factory.
 
 Every way trains the same model (random weights) on the same rows with the same hyper-parameters, in a process of its
-own, in turn (A B A B …), so that what else the machine does hits all alike. Printed are medians: CPU seconds of the
-optimizer steps, real tokens (padding not counted) a CPU second, the share of the matrix products that the processor
-can do (measured in the same run), how many times faster than the first way (median over the rounds), peak memory, CPU
-seconds of the whole process, and the losses of the first and the last step, which show that all compute the same.
+own, in turn (A B A B …), so that what else the machine does hits all alike. Printed are medians: CPU seconds and
+seconds of the optimizer steps, real tokens (padding not counted) a CPU second, the share of the matrix products that
+the processor can do (measured in the same run), how many times faster than the first way (median over the rounds), peak
+memory, CPU seconds of the whole process, and the losses of the first and the last step, which show that all compute the
+same. A way that fails, or takes longer than `--timeout`, is a row that says so.
 
     python benchmarks/train.py                     ours and Trainer: small model, 64 rows, two rounds
     python benchmarks/train.py --model m --rows 32
+    python benchmarks/train.py --threads 1 2
     python benchmarks/train.py --peers FOLDER      and TRL, in an environment that is made in FOLDER
     python benchmarks/train.py --llamafactory FOLDER/bin/python
     python benchmarks/train.py --ways trainer fused_bf16 --rounds 3
     python benchmarks/train.py --ablation          each of our ways alone, and together
     python benchmarks/train.py --method dora       another method, in ours and Trainer: dora, qlora, qdora
+    python benchmarks/train.py --output found.json keeps what is measured, and goes on from there when called again
 """
 
 from __future__ import annotations
@@ -26,22 +29,21 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent / "training"
 sys.path.insert(0, str(SCRIPTS))
 
-from inputs import SIZES, Row, needed_flops, write_inputs  # noqa: E402  # a script's neighbour
+from inputs import SIZES, needed_flops, write_inputs  # noqa: E402  # a script's neighbour
+from table import OURS, Figures, goals, table  # noqa: E402  # as well
 
-OURS = ("generic", "fused", "generic_bf16", "fused_bf16")
 ABLATION = ("plain", "products", "head", "documents", "documents+head", *OURS)
 TRAINER = ("trainer", "trainer_grouped", "trainer_bf16")
 TRL = ("trl", "trl_fp32", "trl_packed_fp32", "trl_packed_bf16")
 LLAMAFACTORY = ("llamafactory", "llamafactory_packed_fp32", "llamafactory_packed_bf16")
 METHODS = ("lora", "dora", "qlora", "qdora")
-HALF = ("trl", "llamafactory_packed_bf16")
 TRL_VERSION = "1.16.*"
 
 
@@ -53,12 +55,14 @@ class Bench:
         folder: The model and the rows.
         threads: For products.
         interpreters: A program's name → its Python.
+        timeout: Seconds that one way may take.
         method: lora, dora, qlora or qdora.
     """
 
     folder: Path
     threads: int
     interpreters: Mapping[str, str]
+    timeout: float
     method: str
 
     def measure(self, way: str) -> dict[str, Any]:
@@ -79,10 +83,16 @@ class Bench:
     def _last_line(self, command: Sequence[str]) -> dict[str, Any]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
         environment |= {"PYTHONPATH": str(SCRIPTS), "DISABLE_VERSION_CHECK": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return {"failed": " ".join(done.stderr.split())[-300:]}
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False, timeout=self.timeout
+            )
+            found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            return {"failed": f"took longer than {self.timeout:.0f} s"}
+        except (OSError, ValueError, IndexError) as error:  # no such Python, or nothing that it said
+            told = " ".join(done.stderr.split())[-300:] if isinstance(error, ValueError | IndexError) else str(error)
+            return {"failed": told.replace("|", "/") or "no figures"}
         return found
 
 
@@ -98,43 +108,16 @@ def trl_python(folder: Path) -> str:
     return str(python)
 
 
-def report(
-    found: Mapping[str, list[dict[str, Any]]],
-    limits: Sequence[Mapping[str, float]],
-    rows: list[Row],
-    options: argparse.Namespace,
-) -> None:
-    """Print the table."""
-    tokens, needed = sum(len(row.ids) for row in rows), needed_flops(rows, SIZES[options.model]) / 1e9
-    best = {name: max(limit[name] for limit in limits) for name in limits[0]}
-    print(f"model {options.model}, {options.method}, {len(rows)} rows, {tokens:,} tokens,")
-    print(f"{needed / 1e3:.3f} TFLOP needed, {options.threads} thread(s), medians of {options.rounds} round(s),")
-    print(_processor())
-    print("limit, GFLOP a CPU second: " + ", ".join(f"{name} {value:.0f}" for name, value in best.items()) + "\n")
-    first = next(iter(found))
-    heads = ("way", "train CPU s", "tokens/CPU s", "of the limit", f"times {first}")
-    heads += ("peak MiB", "of its memory", "whole CPU s", "losses")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for way, runs in found.items():
-        pairs = [(one, two) for one, two in zip(found[first], runs, strict=False) if "train" in one and "train" in two]
-        if not pairs:
-            print(f"| {way} | {runs[-1].get('failed', '') if runs else 'not measured'} |")
-            continue
-        train, memory, whole = (median(two[name] for _, two in pairs) for name in ("train", "memory", "whole"))
-        faster = median(one["train"] / two["train"] for one, two in pairs)
-        less = median(two["memory"] / one["memory"] for one, two in pairs)
-        limit = best["bfloat16" if way.endswith("bf16") or way in HALF else "float32"]
-        losses = pairs[-1][1]["losses"]
-        cells = (f"{train:.2f}", f"{tokens / train:,.0f}", f"{needed / train / limit:.0%}", f"{faster:.2f}")
-        cells += (f"{memory:,.0f}", f"{less:.2f}", f"{whole:.1f}", f"{losses[0]:.4f} → {losses[-1]:.4f}")
-        print(f"| `{way}` | {' | '.join(cells)} |", flush=True)
-
-
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _versions() -> str:
+    names = ("torch", "transformers", "peft")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
 
 
 def _ways(options: argparse.Namespace) -> list[str]:
@@ -146,43 +129,94 @@ def _ways(options: argparse.Namespace) -> list[str]:
     return [*TRAINER, *peers, *OURS]
 
 
+class Store:
+    """What was measured, in memory and in a file, so that a run that is stopped goes on where it was.
+
+    Attributes:
+        found: Number of threads → way → its rounds; and the limits of each round under "limit".
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        self._path, self._settings = path, dict(settings)
+        self.found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        if path is not None and path.exists():
+            kept = json.loads(path.read_text())
+            if kept["settings"] != self._settings:
+                sys.exit(f"{path} holds figures of {kept['settings']}, not of {self._settings}: name another file")
+            self.found = kept["found"]
+
+    def rounds(self, threads: int, way: str) -> list[dict[str, Any]]:
+        """The rounds of a way so far."""
+        return self.found.setdefault(str(threads), {}).setdefault(way, [])
+
+    def add(self, threads: int, way: str, figures: dict[str, Any]) -> None:
+        """Keep another round."""
+        self.rounds(threads, way).append(figures)
+        if self._path is not None:
+            beside = self._path.with_name(f"{self._path.name}.new")
+            beside.write_text(json.dumps({"settings": self._settings, "found": self.found}, indent=1))
+            beside.replace(self._path)
+
+
+def measure(options: argparse.Namespace, folder: Path, ways: Sequence[str], store: Store) -> None:
+    """Measure all ways in turn, whatever of them is not in the store."""
+    interpreters = {"trl": trl_python(options.peers.resolve())} if options.peers else {}
+    interpreters |= {"llamafactory": options.llamafactory} if options.llamafactory else {}
+    for done in range(options.rounds):
+        for threads in options.threads:
+            bench = Bench(folder, threads, interpreters, options.timeout, options.method)
+            if len(store.rounds(threads, "limit")) <= done:
+                store.add(threads, "limit", bench.limit())
+            for way in ways:
+                if len(store.rounds(threads, way)) <= done:
+                    store.add(threads, way, bench.measure(way))
+
+
+def report(options: argparse.Namespace, ways: Sequence[str], store: Store, tokens: int, needed: float) -> None:
+    """Print the tables."""
+    print(f"Model `{options.model}`, {options.method}, {options.rows} rows, {tokens:,} tokens,")
+    print(f"{needed / 1e3:.3f} TFLOP needed, medians of {options.rounds} round(s), {_processor()}, {_versions()}.")
+    for threads in options.threads:
+        limits = store.rounds(threads, "limit")
+        figures = Figures({way: store.rounds(threads, way) for way in ways}, limits, tokens, needed)
+        names = [name for name in ("float32", "bfloat16") if any(name in limit for limit in limits)]
+        best = ", ".join(f"{max(limit[name] for limit in limits if name in limit):.0f} in {name}" for name in names)
+        print(f"\n{threads} thread(s); limit, GFLOP a CPU second: {best}.\n\n{table(figures)}\n")
+        if not options.ablation:
+            print(goals(figures, options.model))
+
+
 def main() -> None:
-    """Measure all ways in turn."""
+    """Measure, and print what there is, even if the run is stopped."""
     known = [*TRAINER, *TRL, *LLAMAFACTORY, *ABLATION]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="s")
     parser.add_argument("--method", choices=METHODS, default="lora")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--peers", type=Path, help="folder for the environment with TRL; made if need be")
     parser.add_argument("--llamafactory", help="Python of an environment that has LLaMA-Factory")
     parser.add_argument("--ways", nargs="+", choices=known)
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds that one way may take")
+    parser.add_argument("--output", type=Path, help="JSON file for what is measured; if it exists, the run goes on")
     options = parser.parse_args()
-    interpreters = {"trl": trl_python(options.peers.resolve())} if options.peers else {}
-    interpreters |= {"llamafactory": options.llamafactory} if options.llamafactory else {}
     ways = _ways(options)
-    missing = {family for way in ways if (family := way.split("_")[0]) in ("trl", "llamafactory")} - set(interpreters)
     if options.method != "lora" and any(way not in (*TRAINER, *ABLATION) for way in ways):
         parser.error(f"{options.method} is compared with Trainer alone")
+    given = {"trl": options.peers, "llamafactory": options.llamafactory}
+    missing = [name for name, place in given.items() if not place and any(way.startswith(name) for way in ways)]
     if missing:
-        parser.error(f"no environment for {' and '.join(sorted(missing))}: see --peers and --llamafactory")
+        parser.error(f"no environment for {' and '.join(missing)}: see --peers and --llamafactory")
+    store = Store(options.output, {"model": options.model, "method": options.method, "rows": options.rows})
     with tempfile.TemporaryDirectory() as name:
         rows = write_inputs(Path(name), options.model, options.rows)
-        bench = Bench(Path(name), options.threads, interpreters, options.method)
-        found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        limits = []
         try:
-            for _ in range(options.rounds):
-                limits.append(bench.limit())
-                for way in ways:
-                    found[way].append(bench.measure(way))
+            measure(options, Path(name), ways, store)
         except KeyboardInterrupt:
             print("stopped: this is what there is", file=sys.stderr)
-        if not limits:
-            return
-    report(found, limits, rows, options)
+    report(options, ways, store, sum(len(row.ids) for row in rows), needed_flops(rows, SIZES[options.model]) / 1e9)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,6 +41,23 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is there whole or not at all, by way of a temporary name in the same folder."""
     with replacing(path) as (stream,):
         stream.write(text.encode())
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Make an OSError of what tokenizers and others raise for one: a bare exception that numbers the error in its text.
+
+    Raises:
+        OSError: If that is what it was.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def sync_file(path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import Final
 
 from llamafarm import __version__
 
-_PACKAGES: Final = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes", "numpy")
+_PACKAGES: Final = (
+    "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes", "numpy", "trl"
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

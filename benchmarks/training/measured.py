@@ -9,9 +9,25 @@ import time
 from collections.abc import Sequence
 
 
-def say(seconds: Sequence[float], losses: Sequence[float]) -> None:
-    """Print CPU seconds and loss of each step, CPU seconds of the whole process, and its peak memory in MiB."""
+class Clock:
+    """CPU seconds and seconds of the optimizer steps."""
+
+    def __init__(self) -> None:
+        self.cpu = self.wall = 0.0
+
+    def start(self) -> None:
+        """A step begins."""
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def stop(self) -> None:
+        """It is done."""
+        self.cpu += time.process_time() - self._cpu
+        self.wall += time.perf_counter() - self._wall
+
+
+def say(clock: Clock, losses: Sequence[float]) -> None:
+    """Print what the steps took, their losses, CPU seconds of the whole process, and its peak memory in MiB."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    found = {"train": sum(seconds), "losses": list(losses), "memory": memory, "whole": time.process_time()}
-    print(f"\n{json.dumps(found)}", flush=True)
+    found = {"train": clock.cpu, "wall": clock.wall, "losses": list(losses), "memory": memory}
+    print(f"\n{json.dumps(found | {'whole': time.process_time()})}", flush=True)

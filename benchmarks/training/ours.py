@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from adapters import adapted
 from inputs import ACCUMULATION, BATCH, LEARNING_RATE, read_rows
-from measured import say
+from measured import Clock, say
 
 from llamafarm.api import TrainingConfig
 from llamafarm.data.fit import TokenizedRow
@@ -65,14 +64,14 @@ def main() -> None:
             plan_sizes(len(rows), training, 1),
             run.emit,
         )
-        seconds, losses = [], []
+        clock, losses = Clock(), []
         for step, start in enumerate(range(0, len(rows), BATCH * ACCUMULATION)):
             mine = range(start, min(start + BATCH * ACCUMULATION, len(rows)))
-            began = time.process_time()
+            clock.start()
             tally, _, _ = stepper.take(step, [mine[at : at + BATCH] for at in range(0, len(mine), BATCH)])
-            seconds.append(time.process_time() - began)
+            clock.stop()
             losses.append(tally.mean_loss)
-    say(seconds, losses)
+    say(clock, losses)
 
 
 if __name__ == "__main__":

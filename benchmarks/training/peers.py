@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from inputs import ACCUMULATION, BATCH, LEARNING_RATE, LONGEST, RANK, read_rows
-from measured import say
+from measured import Clock, say
 from transformers import TrainerCallback
 
 PACKS = 3
 
 
 class Steps(TrainerCallback):  # type: ignore[misc]  # transformers does not type it
-    """CPU seconds and loss of each optimizer step."""
+    """What the optimizer steps took, and their losses."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.clock = Clock()
         self.losses: list[float] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.began = time.process_time()
+        self.clock.start()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.process_time() - self.began)
+        self.clock.stop()
 
     def on_log(self, *_: Any, logs: Any = None, **__: Any) -> None:
         self.losses += [float(logs["loss"])] if "loss" in logs else []
@@ -147,7 +146,7 @@ def main() -> None:
     way, folder, steps = sys.argv[1], Path(sys.argv[2]), Steps()
     with tempfile.TemporaryDirectory() as out:
         WAYS[way.split("_")[0]](way, folder, out, steps)
-    say(steps.seconds, steps.losses)
+    say(steps.clock, steps.losses)
 
 
 if __name__ == "__main__":

@@ -113,10 +113,12 @@ class FineTuner(Component[TunerConfigT]):
         adapter_kinds: The `AdapterSpec.kind`s it can run; empty for a fine-tuner that takes no method.
         backends: The programs that it runs in environments of their own, if it does.
         resumes: Whether it goes on from `RunPlan.resume`.
+        processes: Whether several processes, each started with the same arguments, train together.
     """
 
     family = "fine_tuner"
     resumes: ClassVar[bool] = False
+    processes: ClassVar[bool] = False
     adapter_kinds: ClassVar[frozenset[str]] = frozenset()
     backends: ClassVar[tuple[Backend, ...]] = ()
 

@@ -6,9 +6,10 @@ that past validation only the names below exist. An alias may point into a neste
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,6 +17,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     SecretStr,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -139,11 +141,12 @@ class BaseModelConfig(Config):
         """The chat template that is asked for by name, under either spelling."""
         return "chatml" if self.add_chatml_prompt_template else self.template
 
-    @model_validator(mode="after")
-    def _one_template(self) -> Self:
-        if self.add_chatml_prompt_template and self.template not in (None, "chatml"):
-            raise ValueError(f"template: {self.template} and add_chatml_prompt_template: true exclude each other")
-        return self
+    @field_validator("template")
+    @classmethod
+    def _one_template(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("add_chatml_prompt_template") and value not in (None, "chatml"):
+            raise ValueError(f"{value} and add_chatml_prompt_template: true exclude each other")
+        return value
 
 
 class GenerateDataConfig(Config):
@@ -223,6 +226,33 @@ class SourceConfig(RowsConfig):
     )
 
 
+class FiltersConfig(Config):
+    """Rows to leave out, counted by reason in the run's ledger. By default none is."""
+
+    max_input_length: Count | None = Field(
+        None, description="Leave out rows whose turns before the last answer have more characters than this, together."
+    )
+    max_output_length: Count | None = Field(
+        None, description="Leave out rows with an answer, or a raw text, of more characters."
+    )
+    single_response_only: bool = Field(False, description="Leave out conversations with several answers.")
+    remove_duplicates: bool = Field(False, description="Of rows that say the same keep the first.")
+    filter_empty: bool = Field(False, description="Leave out rows whose texts are empty, instead of refusing them.")
+    remove_patterns: tuple[str, ...] = Field(
+        (), description="Leave out rows in which one of these regular expressions is found."
+    )
+
+    @field_validator("remove_patterns")
+    @classmethod
+    def _compiled(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
+
+
 class DatasetConfig(RowsConfig):
     """The data: what to train on and what to hold out."""
 
@@ -245,6 +275,7 @@ class DatasetConfig(RowsConfig):
     )
     sample_seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of samples and of mixing sources.")
     max_samples: Count | None = Field(None, description="Use the first N rows only.")
+    filters: FiltersConfig = Field(default_factory=FiltersConfig, description="Rows to leave out, counted by reason.")
     over_long: Literal["truncate", "drop", "split", "error"] = Field(
         "truncate", description="Rows above max_seq_length: cut the prompt first, drop, split in several, or refuse."
     )
@@ -523,6 +554,7 @@ class FineTunerConfig(Config):
             "training_args": "training",
             "eval_dataset": "dataset.eval_path",
             "train_dataset": "dataset.path",
+            "data_preprocessing": "dataset.filters",
             "add_pad_token": "base_model.add_pad_token",
             "add_chatml_tokens": "base_model.add_chatml_tokens",
             "add_chatml_prompt_template": "base_model.add_chatml_prompt_template",

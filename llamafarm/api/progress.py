@@ -35,8 +35,10 @@ class TrainingStep:
         steps: Optimizer steps that are planned.
         optimizer: With its state, not wrapped. A method that gives a parameter another shape (in place: `.data`) brings
             the state to that shape as well.
+        save: Writes the model as it is, as a result is written, into a folder of this name in the run's folder.
     """
 
     step: int
     steps: int
     optimizer: Any
+    save: Callable[[str], None]

@@ -58,6 +58,7 @@ class AdapterSpec:
         virtual_tokens: Positions that it puts before each row (prompt learning).
         unmergeable: Why it cannot be merged into the base; empty when it can.
         refuses: Settings that it cannot be trained with, as dotted paths (`training.packing`) → the reason.
+        grows: Its parameters change their shapes while they are trained.
         kept: Values that it keeps in training for each trained one, beside the gradient and the optimizer's state.
     """
 
@@ -69,6 +70,7 @@ class AdapterSpec:
     virtual_tokens: int = 0
     unmergeable: str = ""
     refuses: Mapping[str, str] = field(default_factory=dict)
+    grows: bool = False
     kept: int = 0
 
 

@@ -96,7 +96,8 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps.")] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32 (the default on the CPU), bfloat16 or float16.")
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16 or float16. Default on the CPU: as the base was in training."),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of the strategy: a.b=c.")] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -140,7 +141,7 @@ def evaluate(
         _PROMPTS if generate_samples else (),
         stride,
         device,
-        dtype or _dtype(device or loaded.device_type),
+        dtype or _dtype(device or loaded.device_type, names[-1]),
     )
     measured: list[Measured] = []
     for name in names:
@@ -214,9 +215,11 @@ def _examples(
     return held_out
 
 
-def _dtype(device: str) -> str | None:
-    """On the CPU figures are exact, so that they are those of training; elsewhere what suits the device."""
-    return "float32" if device == "cpu" else None
+def _dtype(device: str, model: str) -> str | None:
+    """On the CPU the base as in training, so that figures are those of the run; elsewhere what suits the device."""
+    from llamafarm.core.trained import base_dtype_of
+
+    return base_dtype_of(model) or "float32" if device == "cpu" else None
 
 
 def _described(loaded: Loaded) -> str:

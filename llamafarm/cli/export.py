@@ -27,7 +27,22 @@ def export(
     model_argument: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Folder of a run, checkpoint or model.", show_default=False)
     ] = None,
-    model_option: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
+    model_option: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            "--model-name-or-path",
+            "--model_name_or_path",
+            help="The same as MODEL; beside --adapter-path, its base.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter-path", "--adapter-name-or-path", "--adapter_name_or_path", help="Folder of an adapter."
+        ),
+    ] = None,
     to: Annotated[str, typer.Option("--to", help="merged, adapter, gguf, ollama or vllm.")] = "merged",
     output: Annotated[
         Path | None,
@@ -73,7 +88,7 @@ def export(
     from llamafarm.export.request import ExportRequest
 
     session = session_of(context)
-    model = _model(context, model_argument, model_option)
+    model = _model(context, model_argument, model_option, adapter)
     target = _one("--to", to, _targets())
     _check_options(target, {"--keep-adapter": keep_adapter}, ("vllm",))
     _check_options(target, {"--gguf-type": gguf_type != "f16"}, ("gguf", "ollama"))
@@ -184,12 +199,30 @@ def _targets() -> tuple[str, ...]:
     return TARGETS
 
 
-def _model(context: typer.Context, argument: str | None, option: str | None) -> str:
+def _model(context: typer.Context, argument: str | None, option: str | None, adapter: str | None) -> str:
+    if adapter is not None and argument is None:
+        _require_base(adapter, option)
+        return adapter
     if (argument is None) == (option is None):
         what = "no model is named" if argument is None else "two models are named"
         hint = "give one: llamafarm export FOLDER"
         raise UsageError.of("LF-USAGE-006", what, where=context.command_path, hint=hint)
     return str(argument if option is None else option)
+
+
+def _require_base(adapter: str, base: str | None) -> None:
+    """Check that an adapter is put on the base that it was trained on: it cannot be put on another one."""
+    from llamafarm.models.adapter_config import base_named_by
+    from llamafarm.models.locate import locate
+
+    located = locate(adapter)
+    if not located.is_adapter or located.folder is None:
+        message = f"--adapter-path: {adapter} is a whole model"
+        raise UsageError.of("LF-USAGE-006", message, hint=f"llamafarm export {adapter}")
+    own = base_named_by(located.folder)
+    if base is not None and own is not None and locate(base).source != locate(own).source:
+        message = f"{adapter} was trained on {own}, not on {base}"
+        raise UsageError.of("LF-USAGE-006", message, hint=f"leave out the base: llamafarm export {adapter}")
 
 
 def _one(option: str, value: str, valid: tuple[str, ...]) -> str:

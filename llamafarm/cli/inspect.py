@@ -15,7 +15,7 @@ from llamafarm.cli.session import Session, session_of
 from llamafarm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from llamafarm.api import BaseModelConfig, Example, PreparedData
+    from llamafarm.api import BaseModelConfig, Example, FineTunerConfig, PreparedData
     from llamafarm.core.load import Loaded
     from llamafarm.core.registry import Registry
     from llamafarm.data.look import SeenRow, Totals
@@ -75,7 +75,7 @@ def inspect(
     if as_json:
         session.result_json({"template": source, "rows": [_plain(one) for one in seen], "totals": _plain(totals)})
     else:
-        _show(session, seen, totals, source, loaded.tuner_config.training.max_seq_length)
+        _show(session, seen, totals, source, loaded.tuner_config)
     if totals.problems:
         if as_json:
             raise typer.Exit(DataError.exit_code)
@@ -119,7 +119,8 @@ def _tokenizer(loaded: Loaded, examples: tuple[Example, ...] | Any) -> Any:
     return extended(train_tokenizer([*texts, *turns], base.from_scratch), base).tokenizer
 
 
-def _show(session: Session, seen: list[SeenRow], totals: Totals, template: str, limit: int) -> None:
+def _show(session: Session, seen: list[SeenRow], totals: Totals, template: str, config: FineTunerConfig) -> None:
+    limit = config.training.max_seq_length
     signs = signs_for(sys.stdout.encoding or "utf-8")
     for one in seen:
         session.result(typer.style(f"row {one.number}  {one.where}  template: {template}", bold=True))
@@ -127,7 +128,7 @@ def _show(session: Session, seen: list[SeenRow], totals: Totals, template: str, 
         session.result(_figures(one, limit))
         session.result()
     session.result(typer.style(f"all {totals.examples:,} rows to train on", bold=True))
-    for line in _total_lines(totals, limit):
+    for line in _total_lines(totals, limit, config.dataset.over_long):
         session.result(line)
 
 
@@ -163,7 +164,9 @@ def _figures(row: SeenRow, limit: int) -> str:
     return " · ".join(parts)
 
 
-def _total_lines(totals: Totals, limit: int) -> list[str]:
+def _total_lines(totals: Totals, limit: int, policy: str) -> list[str]:
+    from llamafarm.data.ledger import said_of_losses
+
     trained = share(totals.trained / max(totals.tokens, 1))
     cut = share(totals.truncated / max(totals.examples, 1))
     lines = [f"tokens p50 {totals.p50:,}  p95 {totals.p95:,}  max {totals.longest:,}   trained {trained}"]
@@ -172,6 +175,7 @@ def _total_lines(totals: Totals, limit: int) -> list[str]:
         lines[-1] += f", of which {totals.lost_end:,} lose the end of their answer and {totals.lost_answer:,} all of it"
         lost = share(totals.lost_tokens / max(totals.trained + totals.lost_tokens, 1))
         lines.append(f"trained tokens that do not fit: {totals.lost_tokens:,} ({lost})")
+        lines += [f"  {sentence}" for sentence in said_of_losses(totals.losses, policy)]
     lines += [f"without a trained token: {totals.unlabelled:,} rows{' (dropped)' if totals.unlabelled else ''}"]
     before = " (before rows are cut)" if totals.audit and totals.truncated else ""
     return [*lines, f"{totals.audit}{before}"] if totals.audit else lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -107,7 +108,10 @@ def train(
 
     Without a strategy, --model and --dataset make one: LoRA with the defaults.
     """
+    from llamafarm.api.launch import is_follower
     from llamafarm.core.estimate import quietly
+    from llamafarm.core.fixes import fixes_told
+    from llamafarm.core.follow import follow
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
@@ -119,6 +123,10 @@ def train(
     flags = (*flags_from(context, FLAGS), *_export_flags(export_to, ollama=export_ollama, gguf=export_gguf))
     request = Request(strategy, flags, tuple(sets or ()))
     loaded, planned = prepared(request, registry, resume, allow_changes=allow_changes)
+    if is_follower():
+        if not dry_run:
+            follow(loaded, planned)
+        return
     if dry_run:
         for notice in loaded.notices:
             session.notice(notice)
@@ -128,7 +136,8 @@ def train(
         say_plan(session, planned)
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
-        outcome = run_training(loaded, planned, registry, story)
+        with fixes_told(request, registry) if resume is None else nullcontext():
+            outcome = run_training(loaded, planned, registry, story)
     exports = export_all(session, loaded, quiet=quiet or as_json)
     show_outcome(session, outcome, story, exports, quiet=quiet, as_json=as_json)
 
@@ -153,12 +162,17 @@ def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Go on with a run that was interrupted, as `train --resume` does."""
+    from llamafarm.api.launch import is_follower
+    from llamafarm.core.follow import follow
     from llamafarm.core.registry import load_registry
     from llamafarm.core.request import Request
     from llamafarm.core.run import train as run_training
 
     session, registry = session_of(context), load_registry()
     loaded, planned = prepared(Request(None, sets=tuple(sets or ())), registry, run, allow_changes=allow_changes)
+    if is_follower():
+        follow(loaded, planned)
+        return
     with show_progress(session, quiet=quiet) as listener:
         story = Story(listener)
         outcome = run_training(loaded, planned, registry, story)

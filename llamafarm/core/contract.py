@@ -66,7 +66,7 @@ base_model.load_in_8bit base_model.load_in_4bit
 base_model.add_pad_token base_model.add_chatml_tokens base_model.add_chatml_prompt_template
 base_model.template base_model.resize_to_multiple_of
 dataset.subset dataset.generate dataset.format dataset.columns dataset.text_field
-dataset.sources dataset.sample_seed dataset.max_samples dataset.over_long
+dataset.sources dataset.sample_seed dataset.max_samples dataset.filters dataset.over_long
 dataset.train_on_inputs dataset.split_special_tokens dataset.prefix_ids dataset.suffix_ids
 training.stage training.max_seq_length training.batch_size training.gradient_accumulation_steps
 training.group_by_length training.curriculum training.packing training.packing_length

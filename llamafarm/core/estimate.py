@@ -29,6 +29,9 @@ _CPU_RATES = ((10e9, 45e9), (15e9, 90e9))
 """Operations a second that training reaches on one core without and with AVX-512."""
 _LARGEST_BATCH = 1024
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")
+_MAPPED = 470 * 2**20
+"""Address space that the libraries take besides memory, once they are imported; measured on Linux, x86-64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,19 @@ def advise(request: Request, registry: Registry, device: DeviceSpec | None = Non
     Raises:
         LlamaFarmError: If the strategy is not valid, or its costs cannot be worked out.
     """
+    return _advised(request, registry, device, failed=False)
+
+
+def after_failure(request: Request, registry: Registry) -> Advice:
+    """The same for a request whose memory did not suffice on this machine: it fits in no more than it was to need.
+
+    Raises:
+        LlamaFarmError: If its costs cannot be worked out.
+    """
+    return _advised(request, registry, None, failed=True)
+
+
+def _advised(request: Request, registry: Registry, device: DeviceSpec | None, *, failed: bool) -> Advice:
     loaded = load(request, registry, device)
     planned = sketch(loaded, registry)
     sampled = workload_of(loaded.tuner_config, planned)
@@ -179,6 +195,9 @@ def advise(request: Request, registry: Registry, device: DeviceSpec | None = Non
     if found is None:
         message = f"the fine-tuner {planned.tuner.name!r} makes no estimates"
         raise UsageError.of("LF-USAGE-040", message, hint="the fine-tuner pytorch does")
+    if failed and found.fits is not False:
+        available = found.needed
+        found = replace(found, available=available)
     search = _Search(request, registry, device, sampled.workload, available)
     largest = search.largest_batch(planned)
     if found.fits is not False:
@@ -287,7 +306,19 @@ def free(device: DeviceSpec) -> float:
     except OSError:
         return float(device.memory_bytes)
     available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
-    return float(min(available or device.memory_bytes, device.memory_bytes or available))
+    amounts = [amount for amount in (available, device.memory_bytes, _address_space()) if amount]
+    return float(min(amounts, default=0))
+
+
+def _address_space() -> int:
+    """Bytes that the process may use of a limit on its address space: less what is mapped and not used; 0: no limit."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return 0
+    pages = [int(number) * resource.getpagesize() for number in _STATM.read_text(encoding="ascii").split()[:2]]
+    return max(1, limit - max(pages[0] - pages[1], _MAPPED))
 
 
 def _rate(device: DeviceSpec, found: Calibration) -> tuple[float, float] | None:

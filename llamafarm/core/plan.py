@@ -9,6 +9,7 @@ from typing import Any
 
 from llamafarm.api.components import DataSplitter, FineTuner, Method, RunPlan
 from llamafarm.api.config import FineTunerConfig
+from llamafarm.api.launch import is_follower, world_size
 from llamafarm.api.values import Decision, DeviceSpec, ResumePoint
 from llamafarm.core.canonical import TUNER
 from llamafarm.core.exports import export_problems
@@ -46,6 +47,10 @@ def make_plan(loaded: Loaded, registry: Registry, resume: ResumePoint | None = N
     if resume is not None and not tuner.resumes:
         message = f"the fine-tuner {tuner.name!r} cannot resume a run"
         errors.append(StrategyError.of("LF-TRAIN-055", message, hint="start a new run, with --overwrite"))
+    if world_size() > 1 and not tuner.processes:
+        message = f"the fine-tuner {tuner.name!r} does not train in {world_size()} processes"
+        hint = "start it without a launcher, or use type: pytorch"
+        errors.append(StrategyError.of("LF-TRAIN-079", message, hint=hint))
     stacked = stack_problems(tuner, methods, _place_of(loaded, "method"))
     errors += [StrategyError([problem]) for problem in stacked]
     errors += [StrategyError([problem]) for problem in export_problems(loaded, methods)]
@@ -106,7 +111,7 @@ def _errors(loaded: Loaded, config: FineTunerConfig, *, new: bool) -> Iterator[L
         except LlamaFarmError as error:
             yield _at(error, loaded.origins.get((*TUNER, "base_model", "huggingface_id")))
     try:
-        if new:
+        if new and not is_follower():
             check_output_dir(Path(config.output_dir), overwrite=config.overwrite_output_dir)
     except LlamaFarmError as error:
         yield error

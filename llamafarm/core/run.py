@@ -32,7 +32,11 @@ from llamafarm.versions import versions
 Listener = Callable[[Event], None]
 
 _TO_REMEMBER: Final = ("recovery", "micro_batch")
+_LEDGER: Final = ("rows", "tokens", "mask_audit", "token_loss")
 """Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
+
+_TO_KNOW: Final = ("paths", "precision")
+"""Events that say how a run computes: the last of each is in its manifest."""
 
 TRIGGER: Final = "checkpoint-now"
 """A file of this name beside the manifest asks for a checkpoint, as SIGUSR1 does."""
@@ -137,13 +141,13 @@ class Run:
         self.started = self.started or type in ("log", "checkpoint")
         self._phase = fields["name"] if type == "phase" else self._phase
         if type == "ledger":
-            self._manifest |= {name: dict(fields[name]) for name in ("rows", "tokens", "mask_audit") if name in fields}
+            self._manifest |= {name: dict(fields[name]) for name in _LEDGER if name in fields}
             self._surviving(self._save_manifest)
         elif type in _TO_REMEMBER:
             self._manifest[type] = [*self._manifest.get(type, ()), dict(fields)]
             self._surviving(self._save_manifest)
-        elif type == "paths":
-            self._manifest["paths"] = dict(fields)
+        elif type in _TO_KNOW:
+            self._manifest[type] = dict(fields)
             self._surviving(self._save_manifest)
         elif type == "resumed":
             self._surviving(lambda: self._go_on(fields))

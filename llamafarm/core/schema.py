@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, reduce
 from operator import or_
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field, create_model
 
+from llamafarm.api.components import Component
 from llamafarm.api.config import Config, FineTunerConfig
 from llamafarm.core.registry import Registry
 from llamafarm.models.serving import Target
 
+Installed: TypeAlias = tuple[tuple[str, str, type[Component[Any]]], ...]
+"""Family, type and class of each component."""
 COMPONENT_KEYS = ("fine_tuner", "data_splitter", "hardware")
 
 SEVERAL_BLOCKS = ("stability",)
@@ -88,10 +91,21 @@ class Strategy(Config):
 
 def strategy_model(registry: Registry) -> type[Strategy]:
     """The strategy model with a discriminated union per component family, from the installed components."""
-    tuners = _nodes(registry, "fine_tuner", method=_method_union(registry))
-    splitters = _nodes(registry, "data_splitter")
+    return _strategy_model(
+        tuple(
+            (family, name, registered.component)
+            for family, members in registry.components.items()
+            for name, registered in sorted(members.items())
+        )
+    )
+
+
+@lru_cache(maxsize=8)  # building it takes longer than all else that a strategy's loading does
+def _strategy_model(installed: Installed) -> type[Strategy]:
+    tuners = _nodes(installed, "fine_tuner", method=_method_union(installed))
+    splitters = _nodes(installed, "data_splitter")
     auto = create_model("AutoNode", __base__=Node, type=(_only("auto"), ...), config=(type(None), None))
-    hardware: list[type[Config]] = [auto, *_nodes(registry, "hardware")]
+    hardware: list[type[Config]] = [auto, *_nodes(installed, "hardware")]
     components = create_model(
         "InstalledComponents",
         __base__=Components,
@@ -123,24 +137,28 @@ def _union(members: Sequence[type[Config]]) -> Any:
     return Annotated[reduce(or_, cast("Sequence[Any]", members)), Field(discriminator="type")]
 
 
-def _method_union(registry: Registry) -> Any:
+def _family(installed: Installed, wanted: str) -> Iterator[tuple[str, type[Component[Any]]]]:
+    return ((name, component) for family, name, component in installed if family == wanted)
+
+
+def _method_union(installed: Installed) -> Any:
     members = [
         create_model(
-            f"{registered.component.Config.__name__}Node",
-            __base__=registered.component.Config,
-            __doc__=registered.component.Config.__doc__,
+            f"{component.Config.__name__}Node",
+            __base__=component.Config,
+            __doc__=component.Config.__doc__,
             type=(_only(name), Field(description="Selects the method.")),
         )
-        for name, registered in sorted(registry.family("method").items())
+        for name, component in _family(installed, "method")
     ]
     return _union(members)
 
 
-def _nodes(registry: Registry, family: str, method: Any = None) -> list[type[Config]]:
+def _nodes(installed: Installed, family: str, method: Any = None) -> list[type[Config]]:
     """A `{type, config}` model per component of a family."""
     nodes: list[type[Config]] = []
-    for name, registered in sorted(registry.family(family).items()):
-        config = registered.component.Config
+    for name, component in _family(installed, family):
+        config = component.Config
         if method is not None and issubclass(config, FineTunerConfig):
             config = create_model(
                 config.__name__,
@@ -151,9 +169,9 @@ def _nodes(registry: Registry, family: str, method: Any = None) -> list[type[Con
         optional = not any(field.is_required() for field in config.model_fields.values())
         nodes.append(
             create_model(
-                f"{registered.component.__name__}Node",
+                f"{component.__name__}Node",
                 __base__=Node,
-                __doc__=(registered.component.__doc__ or "").split("\n\n")[0] or None,
+                __doc__=(component.__doc__ or "").split("\n\n")[0] or None,
                 type=(_only(name), Field(description="Selects the component.")),
                 config=(config, Field(default_factory=config) if optional else ...),
             )

@@ -12,7 +12,7 @@ from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
 from llamafarm.models.first_token import asked_first_token, saved_first_token
 from llamafarm.models.locate import locate
-from llamafarm.models.record import read_methods, read_quantization
+from llamafarm.models.record import read_base_dtype, read_methods, read_quantization
 
 if TYPE_CHECKING:
     from llamafarm.api.values import DeviceSpec
@@ -50,7 +50,8 @@ def load_trained(
         name: A folder, a hub id or `builtin:NAME`.
         registry: Where the methods that made it are found.
         device: torch's device type; None: what training would use here.
-        dtype: torch dtype of the weights; None: bfloat16 where that costs no speed, else float32.
+        dtype: torch dtype of the weights; None: what the base had in training where it had 16 bits, else bfloat16 where
+            that costs no speed, else float32.
         unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
         trust_remote_code: Let it, or the base that an adapter names, run code of its own; a flag alone sets this.
 
@@ -85,7 +86,7 @@ def load_with_methods(
     model, tokenizer = load_for_generation(
         name,
         device=device or (found.type if found else "cpu"),
-        dtype=_dtype(found) if dtype is None else dtype,
+        dtype=_dtype(found, base_dtype_of(name)) if dtype is None else dtype,
         config=BaseModelConfig(trust_remote_code=trust_remote_code),
         quantization=read_quantization(folder) if folder else None,
         unpacked=unpacked,
@@ -126,8 +127,16 @@ def first_token_of(name: str, tokenizer: Any, registry: Registry) -> int | None:
     return asked_first_token(methods, tokenizer) if methods or folder is None else saved_first_token(folder)
 
 
-def _dtype(device: DeviceSpec | None) -> Any:
-    """Half the memory where it costs no speed; exact elsewhere."""
+def base_dtype_of(name: str) -> str | None:
+    """The 16-bit format that the base of a saved adapter had in training; None: it had none, or nobody knows."""
+    folder = locate(name).folder
+    return read_base_dtype(folder) if folder else None
+
+
+def _dtype(device: DeviceSpec | None, trained: str | None) -> Any:
+    """As it was trained; else half the memory where it costs no speed, and exact elsewhere."""
     import torch
 
+    if trained is not None:
+        return getattr(torch, trained)
     return torch.bfloat16 if device is not None and device.details.get("bf16") else torch.float32

@@ -46,7 +46,10 @@ def cache_file(examples: Sequence[Example], tokenizer: Any, options: Mapping[str
     total = blake2b(digest_size=16)
     libraries = [version(name) for name in ("jinja2", "tokenizers", "transformers")]
     today = date.today().isoformat() if "strftime_now" in template else ""  # noqa: DTZ011  # the template's own day
-    trained = training_template(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
+    templates = (
+        tokenizer.chat_template.values() if isinstance(tokenizer.chat_template, dict) else [tokenizer.chat_template]
+    )
+    trained = [training_template(one) for one in templates if one]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     for part in (dict(options), _code(), libraries, type(tokenizer).__name__, special, template, trained, today):
         total.update(json.dumps(part, sort_keys=True).encode() + b"\0")

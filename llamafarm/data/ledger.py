@@ -60,6 +60,33 @@ def check_losses(tokenized: Tokenized, examples: Sequence[Example], allowed: flo
     raise DataError([Problem("LF-DATA-082", message, hint=_HINT), *named])
 
 
+def losses_by_source(tokenized: Tokenized, examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    """What does not fit, of each file: its rows that lose something, their trained tokens, and ends of answers."""
+    found: dict[str, dict[str, int]] = {}
+    for index, loss in tokenized.losses.items():
+        lost = found.setdefault(examples[index].ref.file, {"rows": 0, "trained_tokens": 0, "end_tokens": 0})
+        lost["rows"] += 1
+        lost["trained_tokens"] += loss.trained_tokens
+        lost["end_tokens"] += loss.ends
+    return found
+
+
+def said_of_losses(losses: Mapping[str, Mapping[str, int]], policy: str) -> list[str]:
+    """The same in words, a sentence for each of the files that lose most.
+
+    Args:
+        losses: What `losses_by_source` found.
+        policy: `dataset.over_long`.
+    """
+    worst = sorted(losses.items(), key=lambda item: -item[1]["trained_tokens"])
+    sentences = [
+        f"{source}: over_long: {policy} costs {lost['trained_tokens']:,} trained tokens and {lost['end_tokens']:,} end "
+        f"tokens of {lost['rows']:,} rows"
+        for source, lost in worst[:_WORST]
+    ]
+    return [*sentences, f"and {len(worst) - _WORST:,} more files lose some"] if len(worst) > _WORST else sentences
+
+
 def _named(example: Example, loss: Loss) -> Problem:
     end = ", and its answer loses its end" if loss.open_end else ""
     return Problem("LF-DATA-082", f"loses {loss.trained_tokens:,} trained tokens{end}", str(example.ref))

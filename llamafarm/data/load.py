@@ -11,6 +11,7 @@ from typing import Any
 from llamafarm.api import Example, GenerateDataConfig, Row, RowRef, RowsConfig
 from llamafarm.data.columns import Renamed
 from llamafarm.data.digests import example_digest, row_digest
+from llamafarm.data.filters import Filters
 from llamafarm.data.formats import detect_format, to_example, unused_columns
 from llamafarm.data.problems import SHOWN, ProblemLog
 from llamafarm.data.registered_rows import translated
@@ -93,10 +94,11 @@ def load(
     notice: Notice,
     difficulty: str | None = None,
     task: str | None = None,
+    filters: Filters | None = None,
 ) -> Iterator[Row]:
     """Append each row to `into` as an example and yield it as a splitter sees it; problems go to `log`.
 
-    With `difficulty`, that column's number goes into the example.
+    With `difficulty`, that column's number goes into the example. What `filters` leave out stands in its counts alone.
 
     Unless the dataset names the form of the rows, the first row that has one tells it for all.
     """
@@ -111,16 +113,21 @@ def load(
             example = to_example(fields, ref, form, dataset.text_field)
             if difficulty is not None:
                 example = replace(example, difficulty=_number(fields, difficulty, ref))
+            content = example_digest(example)
+            if filters and filters.leaves_out(example, content):
+                continue
         except DataError as error:
-            for problem in error.problems:
-                log.add(problem)
+            if not (filters and filters.forgives(error)):
+                for problem in error.problems:
+                    log.add(problem)
             continue
         if task is not None:
             example = of_task(example, task)
+            content = example_digest(example)
         unused.update(dict.fromkeys(unused_columns(fields, form, dataset.text_field)))
         unused.pop(difficulty or "", None)
         into.examples.append(example)
-        into.contents.append(example_digest(example))
+        into.contents.append(content)
         yield Row(len(into.examples) - 1, row_digest(fields), fields)
     renamed.check()
     if unused:

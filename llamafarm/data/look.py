@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -11,7 +11,7 @@ from llamafarm.api import Example, FineTunerConfig
 from llamafarm.data.audit import Auditor
 from llamafarm.data.explicit import explicit_mask
 from llamafarm.data.fit import IGNORED, TokenizedRow
-from llamafarm.data.ledger import check_losses
+from llamafarm.data.ledger import check_losses, losses_by_source
 from llamafarm.data.tokens import Fitted, audit, tokenize
 from llamafarm.errors import DataError, LlamaFarmError, Problem
 
@@ -64,6 +64,7 @@ class Totals:
         trained: Those of them that are trained.
         truncated: Examples cut at max_seq_length.
         lost_tokens: Trained tokens that do not fit.
+        losses: The same for each file that loses some: its rows, trained tokens and end tokens.
         lost_end: Answers that lose their end.
         unlabelled: Examples without a trained token: they are dropped.
         lost_answer: Those of them that had one before they were cut.
@@ -79,6 +80,7 @@ class Totals:
     trained: int
     truncated: int
     lost_tokens: int
+    losses: Mapping[str, Mapping[str, int]]
     lost_end: int
     unlabelled: int
     lost_answer: int
@@ -125,7 +127,7 @@ def look(
         lost += cut and not fitted.rows
 
     problems: tuple[Problem, ...] = ()
-    lost_tokens = 0
+    lost_tokens, losses = 0, dict[str, dict[str, int]]()
     try:
         tokenized = tokenize(
             examples,
@@ -140,6 +142,7 @@ def look(
             watch=watch,
         )
         lost_tokens = tokenized.counts.get("trained_tokens_cut", 0)
+        losses = losses_by_source(tokenized, examples)
         check_losses(tokenized, examples, config.dataset.max_token_loss)
     except DataError as error:
         problems = error.problems
@@ -155,6 +158,7 @@ def look(
         trained=learned,
         truncated=truncated,
         lost_tokens=lost_tokens,
+        losses=losses,
         lost_end=unended,
         unlabelled=unlabelled,
         lost_answer=lost,

@@ -8,6 +8,7 @@ from fractions import Fraction
 from random import Random
 
 from llamafarm.api import DatasetConfig, Example, Row, SourceConfig
+from llamafarm.data.filters import Filters
 from llamafarm.data.load import Loaded, load, open_rows
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.sources import Notice
@@ -21,7 +22,15 @@ class Mixed:
         left_out: Rows that weights, samples or `max_samples` leave out.
     """
 
-    def __init__(self, dataset: DatasetConfig, log: ProblemLog, notice: Notice, difficulty: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        log: ProblemLog,
+        notice: Notice,
+        difficulty: str | None = None,
+        filters: Filters | None = None,
+    ) -> None:
+        self._filters = filters
         self._dataset, self._log, self._notice = dataset, log, notice
         self._difficulty, self.left_out = difficulty, 0
 
@@ -41,7 +50,7 @@ class Mixed:
         chosen: list[tuple[Example, bytes, Row]] = []
         for number, (name, part) in enumerate(parts):
             count = _shares([len(rows) for _, rows in parts], weights)[number]
-            if not count:
+            if not count and weights[number] is not None:
                 raise DataError.of("LF-DATA-050", "its weight leaves it no row", where=name, hint="raise its weight")
             if sources[number].weight is not None:
                 self._notice(f"{name}: {count} of {len(part)} rows (weight {sources[number].weight:g})")
@@ -72,6 +81,7 @@ class Mixed:
                 notice=self._notice,
                 task=source.task,
                 difficulty=self._difficulty,
+                filters=self._filters,
             )
         )
         return opened.name, list(zip(part.examples, part.contents, rows, strict=True))

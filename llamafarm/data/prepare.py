@@ -10,6 +10,7 @@ from typing import Any
 from llamafarm.api import DatasetConfig, DataSplitter, PreparedData, Row
 from llamafarm.data.assign import assign
 from llamafarm.data.digests import data_digest
+from llamafarm.data.filters import Filters, require_rest
 from llamafarm.data.load import Loaded, Opened, load, open_rows
 from llamafarm.data.mixing import Mixed
 from llamafarm.data.problems import ProblemLog
@@ -47,25 +48,27 @@ def prepare(
         PluginError: If the splitter breaks its contract.
     """
     dataset = beside(dataset, notice)
-    log, whole = ProblemLog(), Loaded()
+    log, whole, filters = ProblemLog(), Loaded(), Filters(dataset.filters)
     source: Mixed | Opened
     if dataset.sources:
-        name, source = f"{len(dataset.sources)} sources", Mixed(dataset, log, notice, difficulty)
+        name, source = f"{len(dataset.sources)} sources", Mixed(dataset, log, notice, difficulty, filters)
         rows = source.load(whole)
     else:
         source = open_rows(dataset, log, notice, seed=dataset.sample_seed, limit=dataset.max_samples)
-        name, rows = (
-            source.name,
-            load(source.name, source.rows, dataset, whole, log=log, notice=notice, difficulty=difficulty),
-        )
+        name = source.name
+        rows = load(name, source.rows, dataset, whole, log=log, notice=notice, difficulty=difficulty, filters=filters)
     if dataset.eval_path is not None:
         _exhaust(rows)
         held_out, file = Loaded(), dataset.model_copy(update={"path": dataset.eval_path, "generate": None})
         apart = open_rows(file, log, notice, seed=dataset.sample_seed)
-        _exhaust(load(apart.name, apart.rows, dataset, held_out, log=log, notice=notice))
+        apart_filters = Filters(dataset.filters)
+        _exhaust(load(apart.name, apart.rows, dataset, held_out, log=log, notice=notice, filters=apart_filters))
         log.check()
-        return _by_file(whole, held_out, dataset.eval_path, notice, _left_out(source, apart))
-    rows = _checked(rows, log)
+        require_rest(whole.examples, filters)
+        filters.dropped += apart_filters.dropped
+        left_out = _left_out(filters, notice, source, apart)
+        return _by_file(whole, held_out, dataset.eval_path, notice, left_out)
+    rows = _checked(rows, log, whole, filters)
     if splitter is None:
         _exhaust(rows)
         sides: Sequence[bool] = [False] * len(whole.examples)
@@ -74,7 +77,9 @@ def prepare(
         sides = assigned.held_out
         if assigned.copies:
             notice(f"{name}: {assigned.copies} of {len(sides)} rows are copies: each is on the side of its first")
-    return _result(_side(whole, sides, held_out=False), _side(whole, sides, held_out=True), _left_out(source))
+    return _result(
+        _side(whole, sides, held_out=False), _side(whole, sides, held_out=True), _left_out(filters, notice, source)
+    )
 
 
 def beside(dataset: DatasetConfig, notice: Notice) -> DatasetConfig:
@@ -91,9 +96,11 @@ def beside(dataset: DatasetConfig, notice: Notice) -> DatasetConfig:
     return dataset.model_copy(update={"path": train, "eval_path": held_out})
 
 
-def _left_out(*sources: Mixed | Opened) -> dict[str, int]:
-    count = sum(source.left_out for source in sources)
-    return {"dropped_not_sampled": count} if count else {}
+def _left_out(filters: Filters, notice: Notice, *sources: Mixed | Opened) -> dict[str, int]:
+    if why := filters.summary():
+        notice(f"left out by dataset.filters: {why}")
+    counts = {"dropped_not_sampled": sum(source.left_out for source in sources), **filters.dropped}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _by_file(whole: Loaded, held_out: Loaded, eval_path: str, notice: Notice, left_out: dict[str, int]) -> PreparedData:
@@ -109,9 +116,10 @@ def _by_file(whole: Loaded, held_out: Loaded, eval_path: str, notice: Notice, le
     return _result(train, held_out, {"dropped_also_held_out": dropped, **left_out})
 
 
-def _checked(rows: Iterable[Row], log: ProblemLog) -> Iterator[Row]:
+def _checked(rows: Iterable[Row], log: ProblemLog, whole: Loaded, filters: Filters) -> Iterator[Row]:
     yield from rows
     log.check()
+    require_rest(whole.examples, filters)
 
 
 def _exhaust(rows: Iterable[Row]) -> None:

@@ -18,7 +18,7 @@ from llamafarm.data.problems import ProblemLog
 from llamafarm.data.render import renderer
 from llamafarm.data.spans import Rendered
 from llamafarm.data.strict import Fault
-from llamafarm.errors import DataError, ModelError, Problem
+from llamafarm.errors import DataError, ModelError
 
 __all__ = ["IGNORED", "Fitted", "Tokenized", "TokenizedRow", "audit", "tokenize"]
 
@@ -84,7 +84,7 @@ class Tokenized:
     audit: str = ""
 
 
-def tokenize(  # noqa: C901, PLR0915  # one branch for each thing that can become of a row
+def tokenize(
     examples: Sequence[Example],
     tokenizer: Any,
     *,
@@ -131,6 +131,7 @@ def tokenize(  # noqa: C901, PLR0915  # one branch for each thing that can becom
     auditor = Auditor(tokenizer, mask_audit) if mask_audit and mask_audit.enabled else None
     shown = partial(_show, auditor=auditor, watch=watch, everything=everything)
     render = renderer(tokenizer, spans=explicit is None, split_special_tokens=split_special_tokens)
+    length = _Length(max_seq_length, over_long, everything=everything, whole=stage == "pt", first_token=first_token)
     for index, rendered, encoded in _encode(examples, render, encoder):
         example = examples[index]
         counts["first_token_added"] += encoded.added
@@ -142,31 +143,20 @@ def tokenize(  # noqa: C901, PLR0915  # one branch for each thing that can becom
             shown(Fitted(example, encoded, TokenizedRow(encoded.ids, [IGNORED] * len(encoded.ids))))
             continue
         row = whole(encoded, everything=everything)
-        if len(row.input_ids) <= max_seq_length:
-            fitted = [row]
-        elif over_long == "error":
-            message = f"{len(row.input_ids):,} tokens, and training.max_seq_length is {max_seq_length:,}"
-            too_long.add(Problem("LF-DATA-081", message, str(rendered.ref), _RAISE))
+        try:
+            fit = length.fit(row, encoded, raw=rendered.raw, begin=encoder.begins(encoded.ids))
+        except Fault as fault:
+            too_long.add(fault.at(str(rendered.ref)))
             continue
-        elif over_long == "drop":
-            losses[index] = Loss(_trained(row), len(encoded.learned))
-            shown(Fitted(example, encoded, row))
-            counts.update(dropped_too_long=1, tokens_cut=len(row.input_ids))
-            continue
-        elif over_long == "split" or rendered.raw or stage == "pt":
-            fitted = list(pieces(row, max_seq_length, first_token))
-            counts["cut_into_pieces"] += 1
-        else:
-            begin, answer = encoder.begins(encoded.ids), encoded.learned[-1][0]
-            kept, losses[index] = _cut(row, encoded, max_seq_length, begin=begin, answer=answer, everything=everything)
-            fitted = [kept]
-            counts.update(truncated=1, tokens_cut=len(row.input_ids) - len(kept.input_ids))
-        teaching = list(_countable(fitted, counts))
-        shown(Fitted(example, encoded, row, teaching, index in losses and losses[index].open_end))
-        counts["dropped_without_answer"] += not teaching
-        for row in teaching:
-            row.example = index
-            rows.append(row)
+        counts.update(fit.counts)
+        if fit.loss:
+            losses[index] = fit.loss
+        teaching = list(_countable(fit.rows, counts))
+        shown(Fitted(example, encoded, row, teaching, bool(fit.loss and fit.loss.open_end)))
+        counts["dropped_without_answer"] += bool(fit.rows) and not teaching
+        for piece in teaching:
+            piece.example = index
+            rows.append(piece)
     too_long.check()
     if not rows:
         message = f"none of {len(examples)} examples keeps an answer within {max_seq_length} tokens"
@@ -203,6 +193,47 @@ def audit(fitted: Fitted, auditor: Auditor, *, everything: bool) -> None:
 
 def _said(auditor: Auditor | None) -> str:
     return auditor.summary() if auditor and auditor.found.rows else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """The rows that a row becomes, what it loses, and what is to be counted."""
+
+    rows: Sequence[TokenizedRow]
+    loss: Loss | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Length:
+    """The longest length, and what becomes of longer rows."""
+
+    limit: int
+    over_long: OverLong
+    everything: bool
+    whole: bool
+    first_token: int | None
+
+    def fit(self, row: TokenizedRow, encoded: Encoded, *, raw: bool, begin: int) -> _Fit:
+        """Make a row fit.
+
+        Raises:
+            Fault: If longer rows are errors.
+        """
+        size = len(row.input_ids)
+        if size <= self.limit:
+            return _Fit([row])
+        if self.over_long == "error":
+            message = f"{size:,} tokens, and training.max_seq_length is {self.limit:,}"
+            raise Fault("LF-DATA-081", message, hint=_RAISE)
+        if self.over_long == "drop":
+            loss = Loss(_trained(row), len(encoded.learned))
+            return _Fit((), loss, {"dropped_too_long": 1, "tokens_cut": size})
+        if self.over_long == "split" or raw or self.whole:
+            return _Fit(list(pieces(row, self.limit, self.first_token)), None, {"cut_into_pieces": 1})
+        answer = encoded.learned[-1][0]
+        kept, loss = _cut(row, encoded, self.limit, begin=begin, answer=answer, everything=self.everything)
+        return _Fit([kept], loss, {"truncated": 1, "tokens_cut": size - len(kept.input_ids)})
 
 
 def _cut(

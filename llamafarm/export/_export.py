@@ -20,7 +20,7 @@ from llamafarm.export import _merge, _probe, _reload
 from llamafarm.export._compare import adapter_matters, equal_logits, same_tokens, tokenizer_checks
 from llamafarm.export._formats import Format, format_for, format_of
 from llamafarm.export.adapter import write_adapter
-from llamafarm.export.beginning import beginning_check, beginning_with
+from llamafarm.export.beginning import beginning_check, beginning_with, require_nowhere_else
 from llamafarm.export.card import card
 from llamafarm.export.place import check_place, staged
 from llamafarm.export.prompts import Prompts, encode, prompts_for
@@ -135,8 +135,13 @@ def _reference(work: _Work) -> tuple[Any, Any, Sequence[Any], _Reference]:
     ids = [encode(example, loaded.tokenizer) for example in prompts.examples]
     limit, first = _longest(loaded.model), first_token(loaded.model)
     ids = [begun(prompt[-limit:], first) for prompt in ids]
-    probe = _probe.Probe(ids, _probe.answer(loaded.model, ids))
+    # a row that quotes the token has it in a place where weights cannot do as training did
+    ids = [prompt for prompt in ids if first not in prompt[1:]] or ids
+    probe = _probe.Probe(ids, _probe.answer(loaded.model, ids, first))
     logits = _probe.logits(loaded.model, probe)
+    if first is not None:
+        taken = sum(int((said.argmax(-1) == first).sum()) for said in logits)
+        work.figures |= {"first_token_taken_inside": taken, "tokens_compared": sum(map(len, logits))}
     base = None
     if _merge.is_adapter(loaded.model):
         with _merge.without_adapter(loaded.model):
@@ -166,6 +171,7 @@ def _served(work: _Work, tokenizer: Any, reference: _Reference) -> Any:
     """The tokenizer that a server needs to begin rows as training did."""
     if reference.first is None:
         return tokenizer
+    require_nowhere_else(tokenizer, reference.first)
     served = beginning_with(tokenizer, reference.first)
     work.checks.append(beginning_check(tokenizer, served, reference.first, reference.prompts.examples))
     return served
@@ -181,8 +187,8 @@ def _rounded(merged: Any, format_: Format, reference: _Reference) -> Sequence[to
 def _export_merged(work: _Work) -> Report:
     request = work.request
     model, tokenizer, methods, reference = _reference(work)
-    merged = _merged(work, model, methods, reference)
     tokenizer = _served(work, tokenizer, reference)
+    merged = _merged(work, model, methods, reference)
     del model
     format_ = format_for(request, _dtype_of(work.located), merged.config.model_type)
     _report(work, reference, format_.name)  # refuse before anything is written
@@ -224,7 +230,7 @@ def _check_folder(
         effect = _probe.gap(reference.logits, reference.base).rms
         work.figures["rounding_of_effect"] = drift.rms / effect if effect else float("inf")
     work.figures |= {"largest_difference": drift.largest, "relative_difference": drift.relative}
-    answers = _probe.answer(found, reference.probe.prompts)
+    answers = _probe.answer(found, reference.probe.prompts, reference.first)
     rounded = format_.name not in ("float32", "f32")
     work.checks.append(same_tokens("greedy answers", reference.probe, answers, rounded=rounded))
 
@@ -249,7 +255,7 @@ def _check_adapter(work: _Work, folder: Path, model: Any, tokenizer: Any, refere
     found = _reload.reload_adapter(folder, model.unload())
     now = _probe.logits(found, reference.probe)
     work.checks.append(equal_logits("the adapter on disk and the trained one", _probe.gap(reference.logits, now)))
-    answers = _probe.answer(found, reference.probe.prompts)
+    answers = _probe.answer(found, reference.probe.prompts, reference.first)
     work.checks.append(same_tokens("greedy answers", reference.probe, answers, rounded=False))
     work.checks += tokenizer_checks(folder, tokenizer, reference.prompts.examples)
 

@@ -32,6 +32,10 @@ def merge(model: Any, methods: Sequence[Method[Any]]) -> Any:
     Raises:
         ModelError: If an adapter or a method cannot be written into weights.
     """
+    for method in methods:
+        if reason := method.adapter().unmergeable:
+            message = f"{method.name} cannot be merged: {reason}"
+            raise ModelError.of("LF-MODEL-117", message, hint="use --to adapter")
     if is_adapter(model):
         try:
             model = model.merge_and_unload(safe_merge=True)

@@ -37,14 +37,17 @@ class Gap:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not type-checked here
-def answer(model: Any, prompts: Sequence[Sequence[int]], count: int = NEW_TOKENS) -> list[list[int]]:
-    """The likeliest tokens after each prompt, `count` of them whatever they are; keys and values are cached."""
+def answer(model: Any, prompts: Sequence[Sequence[int]], never: int | None = None) -> list[list[int]]:
+    """The likeliest tokens after each prompt, 16 of them whatever they are, but `never`; keys and values are cached."""
     answers = []
     for prompt in prompts:
         output = model(torch.tensor([list(prompt)], device=model.device), use_cache=True)
         tokens: list[int] = []
-        for _ in range(count):
-            tokens.append(int(output.logits[0, -1].argmax()))
+        for _ in range(NEW_TOKENS):
+            scores = output.logits[0, -1]
+            if never is not None:
+                scores[never] = -torch.inf
+            tokens.append(int(scores.argmax()))
             following = torch.tensor([tokens[-1:]], device=model.device)
             output = model(following, past_key_values=output.past_key_values, use_cache=True)
         answers.append(tokens)

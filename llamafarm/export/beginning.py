@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers.processors import Sequence as Processors
 from tokenizers.processors import TemplateProcessing
 
-from llamafarm.errors import LlamaFarmError
+from llamafarm.errors import LlamaFarmError, ModelError
 from llamafarm.export.prompts import encode
 from llamafarm.export.report import Check
 from llamafarm.models.first_token import begun, described_token
@@ -52,6 +52,28 @@ def beginning_check(trained: Any, served: Any, token: int, examples: Sequence[An
         return Check(name, False, f"a prompt cannot be encoded: {' '.join(str(error).split())}", "LF-QUALITY-003")
     measured = f"{differing} of {len(examples)} prompts do not" if differing else "by its chat template and tokenizer"
     return Check(name, not differing, measured, "LF-QUALITY-003")
+
+
+def require_nowhere_else(tokenizer: Any, token: int) -> None:
+    """Check that the chat template writes the token at the beginning of a conversation alone.
+
+    Training scales it there and nowhere else; weights cannot tell one place from another.
+
+    Raises:
+        ModelError: If it stands inside of conversations too.
+    """
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    try:
+        ids = list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
+    except Exception:  # noqa: BLE001  # a template raises what it likes; without one there are no conversations
+        return
+    if token in begun(ids, token)[1:]:
+        raise ModelError.of(
+            "LF-MODEL-220",
+            f"the factor of the first token cannot be put into the weights: the chat template writes "
+            f"{described_token(tokenizer, token)} inside of conversations too, where it was not scaled in training",
+            hint="use --to adapter and generate with llamafarm, or train with a bos_token of its own",
+        )
 
 
 def _template_begins(tokenizer: Any, text: str) -> bool:

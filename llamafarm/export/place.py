@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llamafarm.errors import DiskError, UsageError
 from llamafarm.export.report import REPORT_FILE
+from llamafarm.files import system_errors
 
 
 def check_place(output: Path, model: Path | None, *, overwrite: bool) -> None:
@@ -46,7 +47,8 @@ def staged(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=output.parent))
         temporary.chmod(0o755)
-        yield temporary
+        with system_errors():
+            yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(0o644)  # the library of safetensors leaves it to the owner alone

@@ -64,6 +64,12 @@ def notes(
             f"every row has to begin with {begins}: chat template and tokenizer of this export put it there, "
             "a prompt that bypasses both must bring it"
         )
+        taken, compared = (int(figures.get(name, 0)) for name in ("first_token_taken_inside", "tokens_compared"))
+        told.append(
+            f"weights cannot tell the beginning of a row: where {begins} stands inside of one, brought by a prompt or "
+            f"taken by the model, this export scales it as well, which training did not; it is left out of the answers "
+            f"that are compared (the trained model would have taken it at {taken} of {compared} places)"
+        )
     return told
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +77,13 @@ def load_model(
     if quantization:
         arguments["quantization_config"] = quantization_config(quantization)
         arguments["device_map"] = {"": device}
-    elif device == "cpu" and stored_as(located, config) == "gptq":
+    stored = stored_as(located, config)
+    if not quantization and device == "cpu" and stored == "gptq":
         arguments["quantization_config"] = gptq_with_gradients()
-    with explained(located, "model"):
+    # libraries of such formats print banners on the way; what a command gives out stays its own
+    aside = redirect_stdout(sys.stderr) if stored else nullcontext()
+    with explained(located, "model"), aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`", category=UserWarning)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     keep_weights_as_packed(model)
     remember_files(model, located, config)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import PluginError, Problem
@@ -25,14 +27,20 @@ _NEEDS = {
 
 def stored_as(located: Located, config: BaseModelConfig | None = None) -> str:
     """The format that the model's weights are stored in; empty when they are plain, or not known yet (hub)."""
+    quantized = described(located, config).get("quantization_config")
+    return str(quantized.get("quant_method", "")) if isinstance(quantized, dict) else ""
+
+
+def described(located: Located, config: BaseModelConfig | None = None) -> Mapping[str, Any]:
+    """A model's `config.json`, as far as it is on this machine; empty if it is not, or cannot be read."""
     path = _config_file(located, config)
     if path is None:
-        return ""
+        return {}
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        return str((described.get("quantization_config") or {}).get("quant_method", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""  # whoever loads it says what is wrong with the file
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # whoever loads it says what is wrong with the file
+    return found if isinstance(found, dict) else {}
 
 
 def library_problem(located: Located, config: BaseModelConfig | None = None, where: str = "") -> Problem | None:

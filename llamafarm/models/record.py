@@ -38,18 +38,29 @@ class MethodRecord:
 def write_methods(folder: Path, methods: Iterable[Method[Any]], model: Any) -> None:
     """Write down the methods, in the order they were applied, and what they leave beside the weights.
 
-    The record also says how the base that they were trained on was quantized; the files of each method are written.
+    The record also says how the base that they were trained on was quantized, or that it was in 16 bits; the files of
+    each method are written.
     """
     methods = tuple(methods)
     applied = [
         {"type": method.name, "config": method.config.model_dump(mode="json", exclude={"type"})} for method in methods
     ]
-    record = {"version": _VERSION, "methods": applied, **_quantization(model)}
+    record = {"version": _VERSION, "methods": applied, **_quantization(model), **_base_dtype(model)}
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / METHODS_FILE).write_text(f"{text}\n", encoding="utf-8")
     for method in methods:
         for name, content in method.files(model).items():
             (folder / name).write_text(content, encoding="utf-8")
+
+
+def _base_dtype(model: Any) -> dict[str, Any]:
+    """The format of a frozen base of 16 bits; nothing for one in fp32, a quantized one, or one that is trained."""
+    config = getattr(model, "config", None)
+    if getattr(config, "quantization_config", None) is not None or not hasattr(model, "peft_config"):
+        return {}
+    frozen = {str(item.dtype) for item in model.parameters() if item.is_floating_point() and not item.requires_grad}
+    short = sorted(name.removeprefix("torch.") for name in frozen if name in ("torch.bfloat16", "torch.float16"))
+    return {"base_dtype": short[0]} if short else {}
 
 
 def read_methods(folder: Path) -> tuple[MethodRecord, ...]:
@@ -70,6 +81,15 @@ def read_quantization(folder: Path) -> Mapping[str, Any]:
     return _read(folder)[1]
 
 
+def read_base_dtype(folder: Path) -> str | None:
+    """The 16-bit format that the frozen base had while the adapter in `folder` was trained on it; None: it had none.
+
+    Raises:
+        ModelError: If the file is there but cannot be understood.
+    """
+    return _read(folder)[2]
+
+
 def _quantization(model: Any) -> dict[str, Any]:
     """What bitsandbytes did to the base, in the names of `AdapterSpec.quantization`."""
     asked = getattr(getattr(model, "config", None), "quantization_config", None)
@@ -79,14 +99,17 @@ def _quantization(model: Any) -> dict[str, Any]:
     return {"quantization": {name: options[name] for name in _QUANTIZATION if options.get(name)}}
 
 
-def _read(folder: Path) -> tuple[tuple[MethodRecord, ...], Mapping[str, Any]]:
+def _read(folder: Path) -> tuple[tuple[MethodRecord, ...], Mapping[str, Any], str | None]:
     path = folder / METHODS_FILE
     if not path.is_file():
-        return (), {}
+        return (), {}, None
     hint = "it says what was done to the model, which cannot be put back without it: take the file from the run"
     return read_side_file(path, _VERSION, _understood, problem="LF-MODEL-050", hint=hint)
 
 
-def _understood(content: Mapping[str, Any]) -> tuple[tuple[MethodRecord, ...], Mapping[str, Any]]:
+def _understood(content: Mapping[str, Any]) -> tuple[tuple[MethodRecord, ...], Mapping[str, Any], str | None]:
     methods = tuple(MethodRecord(str(entry["type"]), dict(entry["config"])) for entry in content["methods"])
-    return methods, dict(content.get("quantization", {}))
+    base_dtype = content.get("base_dtype")
+    if base_dtype not in (None, "bfloat16", "float16"):
+        raise ValueError(f"base_dtype {base_dtype!r} is none")
+    return methods, dict(content.get("quantization", {})), base_dtype

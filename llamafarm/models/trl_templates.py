@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 _MARKED = "_training"
+_PIECES = frozenset({"idefics3", "llava_next", "smolvlm"})
+"""They take a turn's content in pieces, texts and pictures, and no plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ def shipped() -> Mapping[str, Shipped]:
     found = find_spec("trl")
     folder = Path(found.origin).with_name("chat_templates") if found and found.origin else None
     files = sorted(folder.glob(f"*{_MARKED}.jinja")) if folder else []
-    pairs = {file.stem.removesuffix(_MARKED): file for file in files}
+    pairs = {name: file for file in files if (name := file.stem.removesuffix(_MARKED)) not in _PIECES}
     plain = {name: file.with_name(f"{name}.jinja") for name, file in pairs.items()}
     return MappingProxyType(
         {name: Shipped(_text(plain[name]), _text(file)) for name, file in pairs.items() if plain[name].is_file()}

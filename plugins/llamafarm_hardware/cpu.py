@@ -39,12 +39,10 @@ class Cpu(HardwareProfile[NoConfig]):
 def base_dtype(details: Mapping[str, Any]) -> tuple[str, str]:
     """The format that suits the frozen base on a processor, and why: the one place where this is decided.
 
-    fp32 everywhere for now. bf16 has to be asked for (`base_model.torch_dtype: bfloat16` for the frozen base,
-    `training.bf16: true` for autocast), also where the processor has instructions for it: see docs/hardware.md.
+    Where the processor has instructions for products in bf16, the fine-tuner decides: it knows the model.
     """
     if instructions := _bf16_instructions(details):
-        reason = f"full precision is sound on every CPU; with {instructions} here, bfloat16 halves the base's memory"
-        return "float32", reason
+        return "auto", f"{instructions} is here: bfloat16 for a frozen base where that is faster, else float32"
     return "float32", "full precision is sound on every CPU, and this one has no instructions for bf16"
 
 

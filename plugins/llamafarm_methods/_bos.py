@@ -186,20 +186,28 @@ def bake(model: Any) -> Any:
     scaler = scaler_of(model)
     if scaler is None:
         raise ModelError.of("LF-MODEL-097", "bos-scaling: nothing scales in this model", hint="restore it first")
-    embedding, head = base.get_input_embeddings(), model.get_output_embeddings()
-    if head is not None and head.weight is embedding.weight:
-        raise _unbakeable("its row is the output's too (tied embeddings)")
+    embedding = base.get_input_embeddings()
+    if reason := unbakeable(model, scaler.token):
+        raise _unbakeable(reason)
     if not isinstance(embedding, nn.Embedding):
         raise _unbakeable("the embedding has an adapter: merge it first")
-    ends = {
-        _ids(getattr(part, "eos_token_id", None)) for part in (model.config, getattr(model, "generation_config", None))
-    }
-    if scaler.token in frozenset().union(*ends):
-        raise _unbakeable("the token also ends texts, inside of which it is not scaled")
     with torch.no_grad():
         embedding.weight[scaler.token] *= scaler.factor
     Scaler.detach(base)
     return model
+
+
+def unbakeable(model: Any, token: int) -> str | None:
+    """Why no weights can behave as the hooks do, whatever becomes of the adapters; None if they can."""
+    embedding, head = base_of(model).get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        return "its row is the output's too (tied embeddings)"
+    ends = {
+        _ids(getattr(part, "eos_token_id", None)) for part in (model.config, getattr(model, "generation_config", None))
+    }
+    if token in frozenset().union(*ends):
+        return "the token also ends texts, inside of which it is not scaled"
+    return None
 
 
 def _ids(value: Any) -> frozenset[int]:

@@ -56,8 +56,8 @@ def _peft_config(config: LoraConfig, placement: Placement, magnitude_only: Seque
     layers = config.layers_to_transform
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
-        r=config.r,
-        lora_alpha=config.scale_numerator,
+        r=config.first_rank,
+        lora_alpha=config.scale_numerator * config.first_rank / config.r,
         lora_dropout=config.dropout,
         target_modules=list(placement.targets),
         exclude_modules=list(placement.excluded) or None,

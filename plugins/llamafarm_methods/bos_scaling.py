@@ -40,9 +40,7 @@ class BosScalingConfig(Config):
         allow_inf_nan=False,
         description="The embedding of the first token of a row is multiplied by it; 1 changes nothing, 0 removes it.",
     )
-    bos_token: str | None = Field(
-        None, description="The token that rows begin with; by default the tokenizer's BOS, else its EOS, else its PAD."
-    )
+    bos_token: str | None = Field(None, description="The token that rows begin with; the tokenizer's BOS if absent.")
     bos_token_id: int | None = Field(None, ge=0, description="The same by its id.")
 
     @model_validator(mode="after")
@@ -71,10 +69,10 @@ class BosScaling(Method[BosScalingConfig]):
         return AdapterSpec("bos-scaling", self.config.model_dump(exclude={"type"}))
 
     def first_token(self, tokenizer: Any) -> int | None:
-        """The configured token; else the tokenizer's BOS, its EOS, or its PAD, the first that it has.
+        """The configured token; else the tokenizer's BOS.
 
         Raises:
-            ModelError: If the tokenizer has none of them, or does not know the configured one.
+            ModelError: If the tokenizer has no BOS of its own, or does not know the configured token.
         """
         if not self.config.use_bos_zero_training:
             return None
@@ -86,7 +84,7 @@ class BosScaling(Method[BosScalingConfig]):
                 message = f"bos_token_id {given}: the tokenizer has {len(tokenizer)} tokens"
                 raise ModelError.of("LF-MODEL-090", message, hint="give the id of one of them, or bos_token")
             return given
-        return _first_of(tokenizer)
+        return _own_bos(tokenizer)
 
     def apply(self, model: nn.Module, run: RunContext) -> nn.Module:
         """Scale from now on, and check it on the first batch that is trained on.
@@ -98,7 +96,7 @@ class BosScaling(Method[BosScalingConfig]):
             run.emit("notice", message="bos-scaling is switched off: use_bos_zero_training is false")
             return model
         from llamafarm.models.first_token import first_token, set_first_token
-        from llamafarm_methods._bos import Scaler, base_of, embedding_name
+        from llamafarm_methods._bos import Scaler, base_of, embedding_name, unbakeable
 
         token = first_token(model)
         if token is None:
@@ -109,6 +107,11 @@ class BosScaling(Method[BosScalingConfig]):
         factor = self.config.bos_scaling_factor
         for warning in _warnings(factor):
             run.emit("warning", message=warning)
+        if reason := unbakeable(model, token):
+            message = (
+                f"only llamafarm will run the result, because the BOS factor does not go into the weights: {reason}"
+            )
+            run.emit("notice", message=f"{message}. No merged, GGUF, Ollama or vLLM export")
         run.emit("notice", message=f"Found embedding layer: {embedding_name(model)}")
         Scaler.attach(base_of(model), token, factor, report=lambda message: run.emit("notice", message=message))
         run.emit("notice", message=f"BOS scaling hook registered on embedding layer: token {token} times {factor:g}")
@@ -182,8 +185,26 @@ def _id_of(token: str, tokenizer: Any) -> int:
     return known[token]
 
 
+def _own_bos(tokenizer: Any) -> int:
+    """The tokenizer's BOS, if it begins texts and does nothing else."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and bos != eos:
+        return int(bos)
+    other = tokenizer.eos_token if eos is not None else tokenizer.pad_token
+    what = "has no BOS" if bos is None else f"has no BOS of its own: {other!r} ends texts too"
+    message = f"bos-scaling: the tokenizer {what}"
+    if eos is not None:
+        message += (
+            "; with a token that ends texts, only llamafarm could run the result: no merged, GGUF or Ollama export"
+        )
+    hint = "name the token that rows begin with: method {type: bos-scaling, bos_token: …}"
+    if other is not None:
+        hint += f"; bos_token: {other!r} goes on with that one"
+    raise ModelError.of("LF-MODEL-221", message, hint=hint)
+
+
 def _first_of(named: Any) -> int:
-    """BOS, EOS or PAD of a tokenizer or a configuration, the first that there is; 0 is an id like others."""
+    """BOS, EOS or PAD of a configuration, the first that there is; 0 is an id like others."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         token = getattr(named, name, None)
         if isinstance(token, list):
@@ -191,7 +212,9 @@ def _first_of(named: Any) -> int:
         if token is not None:
             return int(token)
     raise ModelError.of(
-        "LF-MODEL-091", "the tokenizer names neither BOS nor EOS nor PAD", hint="set bos_token or bos_token_id"
+        "LF-MODEL-091",
+        "the model's configuration names neither BOS nor EOS nor PAD",
+        hint="set bos_token or bos_token_id",
     )
 
 

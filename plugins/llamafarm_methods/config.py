@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llamafarm.api import Config
 from llamafarm_methods.beginnings import CordaConfig, EvaConfig, known, takes_apart
+from llamafarm_methods.ranks import require_growable
 from llamafarm_methods.targets import parse_names, parse_targets
 
 _LAYER_LIST = re.compile(r"\w+(\.\w+)*")
@@ -92,10 +93,14 @@ class LoraConfig(TargetConfig):
             "lora_target_modules": "target_modules",
             "lora_modules_to_save": "modules_to_save",
             "additional_target": "modules_to_save",
+            "dynamic_ranks": "ranks",
         }
     )
 
     r: Rank = Field(16, description="Rank of the adapters.")
+    ranks: tuple[Rank, ...] = Field(
+        (), description="Ranks to train with, one after the other for equal shares of the steps; the last is `r`."
+    )
     alpha: Scale | None = Field(None, description="Scale: updates are multiplied by alpha / r; 2 r if absent.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Dropout before the adapters, in training.")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Biases that are trained too.")
@@ -122,6 +127,23 @@ class LoraConfig(TargetConfig):
     loraplus_lr_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
         None, description="LoRA+: the B matrices learn this many times faster than `learning_rate`."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_rank(cls, value: Any) -> Any:
+        ranks = value.get("ranks") if isinstance(value, dict) else None
+        return value | {"r": ranks[-1]} if ranks and isinstance(ranks, list | tuple) and "r" not in value else value
+
+    @model_validator(mode="after")
+    def _can_grow(self) -> Self:
+        if self.ranks:
+            require_growable(self)
+        return self
+
+    @property
+    def first_rank(self) -> int:
+        """What training begins with."""
+        return self.ranks[0] if self.ranks else self.r
 
     @property
     def scale_numerator(self) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llamafarm.api import AdapterSpec, Method, RunContext, TrainingStart
+from llamafarm.api import AdapterSpec, Method, RunContext, TrainingStart, TrainingStep
 from llamafarm_methods.beginnings import takes_apart
 from llamafarm_methods.config import LoraConfig
 
@@ -30,20 +30,30 @@ class LoraFamily(Method[LoraConfigT]):
             {**options, "alpha": self.config.scale_numerator, "alpha_pattern": self.config.alphas},
             quantization=quantization,
             bits=_bits(self.config),
+            refuses={"training.torch_compile": "what is compiled has the first rank"} if self.config.ranks else {},
+            grows=bool(self.config.ranks),
             kept=int(self.config.init_lora_weights == "corda"),  # what the base gave away
         )
 
     def begin(self, model: nn.Module, start: TrainingStart, run: RunContext) -> None:
-        """Measure the rows, or what quantization took, if the adapter starts from that.
+        """Measure the rows, or what quantization took, if the adapter starts from that; or begin with the first rank.
 
         Raises:
             ModelError: If it cannot be measured.
+            StrategyError: If there are fewer steps than ranks.
         """
         if way := self._way():
             way.begin(model, self.config, start, run)
 
+    def stepped(self, model: nn.Module, step: TrainingStep, run: RunContext) -> None:
+        """Go on with the next rank, if it is time."""
+        if self.config.ranks:
+            from llamafarm_methods import _ranks
+
+            _ranks.stepped(model, self.config, step, run)
+
     def state(self, model: nn.Module) -> Mapping[str, Any]:
-        """What the rows showed."""
+        """What the rows showed, or the rank of now."""
         found: Mapping[str, Any] = way.state(model) if (way := self._way()) else {}
         return found
 
@@ -62,7 +72,11 @@ class LoraFamily(Method[LoraConfigT]):
             way.written(model, folder)
 
     def _way(self) -> Any:
-        """How the adapter starts from what is measured: a module with functions as above; None if it does not."""
+        """How the adapter starts from what is measured, or grows: a module with functions as above; None: neither."""
+        if self.config.ranks:
+            from llamafarm_methods import _ranks
+
+            return _ranks
         if self.config.init_lora_weights == "eva":
             from llamafarm_methods import _eva
 

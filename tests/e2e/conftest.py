@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Fit:
 
     models: Any
     root: Path
+    device: DeviceSpec = field(default_factory=lambda: DeviceSpec("cpu", "a CPU"))
     count: int = 0
     last: RecordingRun | None = None
     given: dict[str, str] = field(default_factory=lambda: {"training.load_best_model_at_end": "strategy.yaml:1"})
@@ -85,7 +86,7 @@ class Fit:
             )
         )
         chosen = METHODS[method](METHODS[method].Config.model_validate(options or {}))
-        plan = RunPlan("test", (chosen,), DeviceSpec("cpu", "a CPU"), folder, (), dict(self.given), resume)
+        plan = RunPlan("test", (chosen,), self.device, folder, (), dict(self.given), resume)
         learned = rows or self.rows
         counts = {"read": len(learned) + held_out, "trained": len(learned), "held_out": held_out}
         data = PreparedData(learned, [conversation(100 + index) for index in range(held_out)], counts, digest)
@@ -97,3 +98,30 @@ class Fit:
 @pytest.fixture
 def fit(tiny_model_dir, tmp_path: Path) -> Fit:
     return Fit(tiny_model_dir, tmp_path)
+
+
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eos|>{% endgeneration %}"
+    "{% else %}{{ m.content }}<|eos|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def scratch() -> Callable[..., dict[str, Any]]:
+    """A function: what is unusual of the architecture → a `base_model` from random weights, of one narrow layer."""
+
+    def describe(*, chat: bool = True, **unusual: Any) -> dict[str, Any]:
+        architecture = {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 128,
+        } | unusual
+        talks = {"extra_tokens": ["<|user|>", "<|assistant|>"], "chat_template": CHAT} if chat else {}
+        return {"from_scratch": {"architecture": architecture, "vocab_size": 300} | talks}
+
+    return describe

@@ -92,6 +92,14 @@ def test_evaluate_measures_the_loss_that_the_run_measured(method, stacked, train
     assert measured == pytest.approx(own, abs=1e-5)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_base_in_bf16_is_measured_in_bf16(fused, trained, tiny_model_dir, capsys):
+    base = {"huggingface_id": str(tiny_model_dir("llama")), "torch_dtype": "bfloat16"}
+    own, measured = losses(trained({"type": "lora"}, base=base, fused=fused), capsys)
+    # logits have 8 significant bits here and more there (2^-9 = 2e-3 of each), and their mean is over 64 tokens
+    assert measured == pytest.approx(own, rel=5e-4)
+
+
 @pytest.mark.parametrize("method", [{"type": "freeze"}, {"type": "dora"}, BITS[0], BITS[3]], ids=named)
 def test_a_stack_is_saved_loaded_and_answers_with_and_without_a_cache(method, trained):
     """What the last step left, its checkpoint of the same step, and the answers of both, token by token."""

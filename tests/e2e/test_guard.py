@@ -142,24 +142,11 @@ def plant_always(monkeypatch: pytest.MonkeyPatch, from_step: int, until: int = 1
 
 
 DEEP = {
-    "from_scratch": {
-        "architecture": {
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 128,
-            "initializer_range": 0.1,
-            "rms_norm_eps": 1e-6,
-        },
-        "vocab_size": 300,
-        "extra_tokens": ["<|user|>", "<|assistant|>"],
-        "chat_template": "{% for m in messages %}<|{{ m.role }}|>"
-        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eos|>{% endgeneration %}"
-        "{% else %}{{ m.content }}<|eos|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-    }
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 16,
+    "initializer_range": 0.1,
+    "rms_norm_eps": 1e-6,
 }
 
 
@@ -191,18 +178,20 @@ def zero_the_first_position(monkeypatch: pytest.MonkeyPatch, steps: set[int] | N
     monkeypatch.setattr(_step.Stepper, "gradient", zeroed)
 
 
-def test_a_deep_model_driven_to_nan_is_stopped_before_its_weights_change(fit, monkeypatch):
+def test_a_deep_model_driven_to_nan_is_stopped_before_its_weights_change(fit, monkeypatch, scratch):
     zero_the_first_position(monkeypatch)
     with pytest.raises(NumericError, match=r"step 1: the gradient's norm is (nan|inf).*LF-NUMERIC-002"):
-        fit("full", base=DEEP, learning_rate=1e-3, max_steps=3)
+        fit("full", base=scratch(**DEEP), learning_rate=1e-3, max_steps=3)
     facts = json.loads((fit.root / "output-1/llamafarm/broken-step-1/step.json").read_text())
     assert facts["first_bad"].startswith("the gradient at model.layers."), "not the first layers: those break later"
     assert math.isfinite(facts["loss"])
 
 
-def test_a_deep_model_driven_to_nan_recovers_and_ends_finite(fit, monkeypatch):
+def test_a_deep_model_driven_to_nan_recovers_and_ends_finite(fit, monkeypatch, scratch):
     zero_the_first_position(monkeypatch, steps={3, 4})
-    done = fit("full", base=DEEP, learning_rate=1e-3, max_steps=8, guard={"policy": "recover", "snapshot_steps": 1})
+    done = fit(
+        "full", base=scratch(**DEEP), learning_rate=1e-3, max_steps=8, guard={"policy": "recover", "snapshot_steps": 1}
+    )
     assert [(event["step"], event["remedy"]) for event in done.events("recovery")] == [
         (3, "skip"),
         (4, "no-flash-sdpa"),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from llamafarm.api import ResumePoint
 from llamafarm.errors import HardwareError
 from llamafarm.testing.run_context import RecordingRun
-from llamafarm_tuners.pytorch import _step
+from llamafarm_tuners.pytorch import _answers, _evaluate, _step
 
 pytestmark = pytest.mark.e2e
 
@@ -169,6 +169,75 @@ def test_auto_finds_the_rows_that_fit_and_changes_nothing_else(fit, monkeypatch)
         fit(**(options | {"batch_size": "auto"}))
 
 
+def limit_rows(monkeypatch, most):
+    """Let evaluations have memory for no more than `most` rows at a time; what was tried."""
+    tried = []
+    losses = _evaluate.token_losses
+
+    def limited(model: Any, batch: Any, **rest: Any) -> Any:
+        rows = len(batch.input_ids) if batch.bounds is None else len(batch.bounds) - 1
+        tried.append(rows)
+        if rows > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return losses(model, batch, **rest)
+
+    monkeypatch.setattr(_evaluate, "token_losses", limited)
+    return tried
+
+
+def evaluated(done):
+    return [event["eval_loss"] for event in done.events("eval")]
+
+
+EVALUATING = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 2e-3, "held_out": 11}
+
+
+def test_an_evaluation_goes_on_with_fewer_rows_and_measures_the_same(fit, monkeypatch):
+    plain = fit(**EVALUATING, per_device_eval_batch_size=8)
+    tried = limit_rows(monkeypatch, most=3)
+    done = fit(**EVALUATING, per_device_eval_batch_size=8)
+    # 8 and 4 are too many: from then on 2; and the second evaluation remembers
+    assert tried == [8, 4, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 2, 1]
+    # sums of float32 in parts
+    assert evaluated(done) == pytest.approx(evaluated(plain), rel=1e-6)
+    assert [(event["kind"], event["was"], event["rows"]) for event in done.events("warning")] == [
+        ("out-of-memory", 8, 4),
+        ("out-of-memory", 4, 2),
+    ]
+    assert apart(done.folder, plain.folder) == 0.0
+
+
+def test_an_evaluation_that_fits_in_no_way_ends_with_fixes(fit, monkeypatch):
+    limit_rows(monkeypatch, most=0)
+    with pytest.raises(HardwareError, match="LF-HARDWARE-010"):
+        fit(**EVALUATING)
+    tried = limit_rows(monkeypatch, most=3)
+    with pytest.raises(HardwareError, match="LF-HARDWARE-010"):
+        fit(**EVALUATING, on_out_of_memory="stop", per_device_eval_batch_size=8)
+    assert tried == [8]
+
+
+def test_answers_are_asked_for_fewer_at_a_time(fit, monkeypatch):
+    asking = {"held_out": 5, "max_steps": 1, "evaluation": {"exact_match": True, "batch_size": 4, "max_new_tokens": 4}}
+    plain = fit(**asking)
+    generate, tried = _answers.generate, []
+
+    def limited(*given: Any, batch_size: int) -> Any:
+        tried.append(batch_size)
+        if batch_size > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(*given, batch_size=batch_size)
+
+    monkeypatch.setattr(_answers, "generate", limited)
+    done = fit(**asking)
+    assert tried == [4, 2, 1] * 2, "of the base and of the result"
+    figures = [(event["model"], event["exact_match"]) for event in done.events("exact_match")]
+    assert figures == [(event["model"], event["exact_match"]) for event in plain.events("exact_match")]
+    monkeypatch.setattr(_answers, "generate", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with pytest.raises(HardwareError, match="LF-HARDWARE-010"):
+        fit(**asking)
+
+
 LIMITED = """
 import json, resource, sys
 from pathlib import Path
@@ -186,15 +255,9 @@ class Limited(RecordingRun):
 """
 
 
-def test_an_address_space_limit_makes_the_run_smaller_not_different(fit, tmp_path):
+def test_an_address_space_limit_makes_the_run_smaller_not_different(scratch, tmp_path):
     pytest.importorskip("resource")
-    wide = {
-        "from_scratch": {
-            "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 8192,
-                             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128},
-            "vocab_size": 300,
-        }
-    }  # fmt: skip
+    wide = scratch(chat=False, intermediate_size=8192)
     script = tmp_path / "limited.py"
     script.write_text(
         LIMITED

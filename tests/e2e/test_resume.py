@@ -59,6 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optim": "sgd"},
     "qlora": {"method": "qlora", "options": {"dropout": 0.1}, "held_out": 4, "eval_strategy": "steps", "eval_steps": 2},
     "8-bit optimizer": {"optim": "adamw_8bit", "options": {"r": 64, "dropout": 0.1}},
+    "growing rank": {"options": {"ranks": [2, 4, 8], "dropout": 0.1}, "held_out": 4, "eval_steps": 2},
+    "growing dora": {"method": "dora", "options": {"ranks": [2, 5], "dropout": 0.1}, "packing": True, "batch_size": 1},
     "eva": {"options": {"init_lora_weights": "eva", "r": 4, "dropout": 0.1}, "fused": True},
     "corda": {
         "options": {"init_lora_weights": "corda", "r": 4, "dropout": 0.1, "corda_config": {"samples": 8}},
@@ -229,30 +231,42 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(fit,
     assert weights(done.folder)["adapter_model.safetensors"] == weights(straight.folder)["adapter_model.safetensors"]
 
 
+@pytest.mark.timeout(900)  # eight interpreters, one after the other where there is one core
 def test_two_processes_resume_as_one_run(tiny_model_dir, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TWO)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
-    def train(name: str, stop: int, resume: bool) -> None:
-        arguments = [str(tiny_model_dir("llama")), str(tmp_path / name), str(stop), str(int(resume))]
-        finished = subprocess.run(
-            [*torchrun, str(script), *arguments], capture_output=True, text=True, env=environment, check=False
+    def train(name: str, stop: int = 0, *, resume: bool = False, fall: int = 0) -> subprocess.CompletedProcess[str]:
+        arguments = [str(tiny_model_dir("llama")), str(tmp_path / name), str(stop), str(int(resume)), str(fall)]
+        return subprocess.run(
+            [*torchrun, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            timeout=250,
         )
-        assert finished.returncode == 0, finished.stderr
 
-    train("straight", 0, resume=False)
-    train("stopped", 5, resume=False)
-    assert (tmp_path / "stopped" / "checkpoint-5").is_dir()
-    train("stopped", 0, resume=True)
-    one, two = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    straight = train("straight")
+    assert straight.returncode == 0, straight.stderr
+    fallen = train("broken", fall=6)  # the first process is ended too, else this waits
+    assert fallen.returncode != 0
+    assert not (tmp_path / "broken" / "adapter_model.safetensors").exists()
+    for stop in (7, 0):
+        done = train("broken", stop, resume=True)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "broken" / f"checkpoint-{stop or 8}").is_dir()
+    one, two = weights(tmp_path / "straight"), weights(tmp_path / "broken")
     assert one["adapter_model.safetensors"] == two["adapter_model.safetensors"]
     assert one["checkpoint-8/optimizer.safetensors"] == two["checkpoint-8/optimizer.safetensors"]
-    assert log(tmp_path / "straight") == log(tmp_path / "stopped")
+    assert log(tmp_path / "straight") == log(tmp_path / "broken")
 
 
 TWO = """
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -263,6 +277,7 @@ from llamafarm.api import DeviceSpec, Example, Message, PreparedData, ResumePoin
 from llamafarm.testing.run_context import RecordingRun
 
 model, folder, stop, resume = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1"
+fall = int(sys.argv[5])
 folder.mkdir(exist_ok=True)
 
 
@@ -270,6 +285,21 @@ class Stopping(RecordingRun):
     def emit(self, type, /, **fields):
         super().emit(type, **fields)
         self.stop_requested = self.stop_requested or (type == "log" and fields["step"] == stop)
+
+
+class Falling(RecordingRun):  # the second process is asked once a step whether it is to stop
+    steps = 0
+
+    @property
+    def stop_requested(self):
+        self.steps += 1
+        if self.steps == fall:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    @stop_requested.setter
+    def stop_requested(self, value):
+        pass
 
 
 rows = [
@@ -283,7 +313,7 @@ point = ResumePoint() if resume else None
 plan = RunPlan("test", (Lora(Lora.Config(dropout=0.2)),), DeviceSpec("cpu", "a CPU"), folder, (), {}, point)
 data = PreparedData(rows[:9], rows[9:], {"read": 13, "trained": 9, "held_out": 4}, "")
 try:
-    tuner.fit(plan, data, Stopping(folder))
+    tuner.fit(plan, data, (Falling if fall and os.environ["RANK"] == "1" else Stopping)(folder))
 except KeyboardInterrupt:
     assert stop
 """

@@ -9,24 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llamafarm.models._load import load_for_generation
 
 IDS = torch.tensor([[0, 4, 30, 31, 1, 5, 60]])
-SCRATCH = {
-    "from_scratch": {
-        "architecture": {
-            "model_type": "llama",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 128,
-        },
-        "vocab_size": 300,
-        "extra_tokens": ["<|user|>", "<|assistant|>"],
-        "chat_template": "{% for m in messages %}<|{{ m.role }}|>"
-        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eos|>{% endgeneration %}"
-        "{% else %}{{ m.content }}<|eos|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-    }
-}
 
 
 @pytest.mark.e2e
@@ -86,11 +68,12 @@ def test_the_best_model_can_be_the_result(fit):
 
 
 @pytest.mark.e2e
-def test_a_model_from_scratch_is_trained_with_its_tokenizer(fit):
-    done = fit("full", base=SCRATCH, learning_rate=1e-2, max_steps=30)
+def test_a_model_from_scratch_is_trained_with_its_tokenizer(fit, scratch):
+    base = scratch()
+    done = fit("full", base=base, learning_rate=1e-2, max_steps=30)
     assert done.losses[-1] < done.losses[0] - 1
     model, tokenizer = load_for_generation(str(done.folder))
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
     assert tokenizer.convert_tokens_to_ids("<|assistant|>") == 4
     assert "from random weights" in (done.folder / "README.md").read_text()
-    assert fit("full", base=SCRATCH, learning_rate=1e-2, max_steps=30).losses == done.losses
+    assert fit("full", base=base, learning_rate=1e-2, max_steps=30).losses == done.losses

@@ -12,25 +12,6 @@ from llamafarm_tuners.pytorch import _fit
 pytestmark = pytest.mark.e2e
 
 
-ONE_LAYER = {
-    "from_scratch": {
-        "architecture": {
-            "model_type": "llama",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 128,
-        },
-        "vocab_size": 300,
-        "extra_tokens": ["<|user|>", "<|assistant|>"],
-        "chat_template": "{% for m in messages %}<|{{ m.role }}|>"
-        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eos|>{% endgeneration %}"
-        "{% else %}{{ m.content }}<|eos|>{% endif %}{% endfor %}",
-    }
-}
-
-
 @pytest.fixture
 def seen(monkeypatch):
     """What the process looks like while it trains."""
@@ -134,14 +115,14 @@ def test_a_compiled_model_is_what_trains_and_its_names_are_clean(fit, seen, meth
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 )  # inductor's own import
-def test_inductor_trains_the_same(fit, seen):
+def test_inductor_trains_the_same(fit, seen, scratch):
     from llamafarm.models.kernels import cpp_compiler
 
     if cpp_compiler() is None:
         pytest.skip("no C++ compiler here")
     # one layer and one step: half a minute of compiling without inductor's cache
-    plain = fit("full", base=ONE_LAYER, max_steps=1).losses
-    done = fit("full", base=ONE_LAYER, max_steps=1, torch_compile=True)
+    plain = fit("full", base=scratch(), max_steps=1).losses
+    done = fit("full", base=scratch(), max_steps=1, torch_compile=True)
     assert seen["graphs"] > 0
     # fused sums in another order
     assert done.losses == pytest.approx(plain, rel=1e-4)

@@ -15,6 +15,9 @@ from llamafarm.data.packing import Pack, unpack
 IGNORED = -100
 """Label of a token that is not learned."""
 
+KEPT = "llamafarm_kept"
+"""The name under which a model hands the kept columns to its layers."""
+
 _GROUPED_BATCHES = 50
 
 
@@ -45,6 +48,7 @@ class Batch:
         longest: For one long row: the length of the longest document.
         split_on_host: For one long row: the attention kernel splits by the bounds in Python, so they stay in main
             memory (read on a GPU, each layer would wait for them).
+        ends: The model's last layer is told which columns are kept, and finishes no others.
     """
 
     input_ids: torch.Tensor
@@ -57,6 +61,7 @@ class Batch:
     bounds: torch.Tensor | None = None
     longest: int = 0
     split_on_host: bool = False
+    ends: bool = False
 
     def to(self, device: torch.device, *, pin: bool = False) -> Batch:
         """The same batch on a device; from pinned memory the copies do not keep the program waiting."""
@@ -81,6 +86,7 @@ class Batch:
             "cu_seq_lens_k": self.bounds,
             "max_length_q": self.longest,
             "max_length_k": self.longest,
+            **({KEPT: self.kept} if self.ends else {}),
         }
 
 

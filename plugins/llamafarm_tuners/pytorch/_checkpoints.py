@@ -80,8 +80,12 @@ class Checkpoints:
 
     def save_best(self, step: int) -> Path:
         """Write `checkpoint-best` from the model as it is now."""
-        self._write(self._folder / BEST, step, None, None)
-        return self._folder / BEST
+        return self.save_as(BEST, step)
+
+    def save_as(self, name: str, step: int) -> Path:
+        """Write the model as it is now into a folder of this name, from which no run goes on."""
+        self._write(self._folder / name, step, None, None)
+        return self._folder / name
 
     def require_best(self, best_step: int | None, say: Say) -> None:
         """Have `checkpoint-best` hold the best step of the state that the run goes on from.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,16 @@ from llamafarm_tuners.pytorch.guard import Offence
 
 
 def keep_broken(
-    stepper: Stepper, offence: Offence, micro_steps: Sequence[Sequence[int]], folder: Path, remedies: Sequence[str]
+    stepper: Stepper, offence: Offence, micro_steps: Sequence[Sequence[int]], folder: Path, facts: Mapping[str, Any]
 ) -> FirstBad | None:
     """Take the gradient again with every module watched, and write the step down. All processes call it.
+
+    Args:
+        stepper: Which took it.
+        offence: What broke.
+        micro_steps: Its rows.
+        folder: The record.
+        facts: What else is written: the remedies that were applied, the format of the base.
 
     Returns:
         The first value that is not finite, if there was one again.
@@ -34,10 +41,10 @@ def keep_broken(
     bad = look_into(stepper, stepper.batches(micro_steps))
     attempt.undo(offence)
     rows = stepper.micro.parts(micro_steps)
-    facts: dict[str, Any] = {name: _plain(value) for name, value in offence.figures._asdict().items()}
+    figures: dict[str, Any] = {name: _plain(value) for name, value in offence.figures._asdict().items()}
     examples = [[_place(stepper, row) for row in part] for part in rows]
-    facts |= {"step": offence.step, "id": offence.id, "kind": offence.kind, "why": offence.what}
-    facts |= {"first_bad": str(bad) if bad else None, "rows": rows, "examples": examples, "remedies": list(remedies)}
+    facts = {**figures, **facts} | {"step": offence.step, "id": offence.id, "kind": offence.kind, "why": offence.what}
+    facts |= {"first_bad": str(bad) if bad else None, "rows": rows, "examples": examples}
     rank = work.accelerator.process_index
     target = folder.with_name(f"{folder.name}-rank-{rank}") if rank else folder
     parts = [[work.rows[row] for row in part] for part in rows]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingConfig, TrainingResult
 from llamafarm.data.questions import questions
@@ -21,6 +24,8 @@ from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST, Found, newest, recover
+from llamafarm_tuners.pytorch._evaluate import sum_over_processes
+from llamafarm_tuners.pytorch._frozen import base_model, begun_with
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import (
@@ -48,7 +53,7 @@ from llamafarm_tuners.pytorch.identity import identity
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.kernels import unusable_liger
 from llamafarm_tuners.pytorch.packs import packed_rows
-from llamafarm_tuners.pytorch.precision import Autocast, autocast
+from llamafarm_tuners.pytorch.precision import Autocast, DType, autocast
 from llamafarm_tuners.pytorch.schedule import plan_sizes
 from llamafarm_tuners.pytorch.sides import tokenized_sides
 from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
@@ -67,6 +72,7 @@ class Fit:
         results: Figures for eval_results.json that come from answering questions.
         identity: What the result is made from.
         kept: What the methods kept in the state that the run goes on from; None: the training begins.
+        begun: The format of the base in that state, where it was not asked for.
     """
 
     config: PytorchConfig
@@ -77,6 +83,7 @@ class Fit:
     results: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
     kept: Mapping[str, Any] | None = None
+    begun: DType | None = None
 
 
 def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
@@ -96,13 +103,17 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 
 def _carry_out(job: Fit) -> TrainingResult:
     plan, accelerator = job.plan, job.accelerator
+    _require_one_process(job)
+    _require_agreement(job)
     found = _found(job)
     job.kept = read_methods(found.checkpoint) if found.checkpoint is not None else None
+    job.begun = begun_with(found.checkpoint)
     work, parameters = prepare(job)
     try:
         job.run.emit("phase", name="training")
         with compiled(work.trained.model, work.training, plan), paths_of(job, work) as paths:
             course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity, found))
+        parameters = count_parameters(work.trained.model)  # methods may have changed them
         _exact_match(job, "tuned", work.trained.model, work.trained)
         metrics = _metrics(course, job.results)
         if accelerator.is_main_process:
@@ -113,6 +124,25 @@ def _carry_out(job: Fit) -> TrainingResult:
             method.finish(work.trained.model, job.run)
     accelerator.wait_for_everyone()
     return TrainingResult(metrics, plan.output_dir, course.best.step, *parameters)
+
+
+def _require_agreement(job: Fit) -> None:
+    """Check that all processes go on from a checkpoint, or none: each has looked at the folder by itself."""
+    going_on = float(job.plan.resume is not None)
+    total = sum_over_processes(torch.tensor([going_on], dtype=torch.float64), job.accelerator).item()
+    if total not in (0, job.accelerator.num_processes):
+        message = f"{total:g} of {job.accelerator.num_processes} processes found a run to go on with, the others none"
+        raise StrategyError.of("LF-TRAIN-079", message, hint="name it with --resume, or start in another folder")
+
+
+def _require_one_process(job: Fit) -> None:
+    """Refuse parameters that grow where processes add up gradients in places that are laid out once."""
+    growing = next((method.name for method in job.plan.methods if method.adapter().grows), None)
+    if growing and job.accelerator.num_processes > 1:
+        message = (
+            f"{growing!r} grows while it is trained, which {job.accelerator.num_processes} processes cannot follow"
+        )
+        raise StrategyError.of("LF-TRAIN-076", message, hint="start one process, or train with one rank (r)")
 
 
 def _found(job: Fit) -> Found:
@@ -141,21 +171,22 @@ def ways(training: TrainingConfig, plan: RunPlan) -> Wanted:
 
 def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     """Load and tokenize everything, measure the base, and apply the methods."""
-    config, plan, run = job.config, job.plan, job.run
+    config, plan, run, processes = job.config, job.plan, job.run, job.accelerator.num_processes
     run.emit("phase", name="loading model")
     seed_everything(config.training.seed)
     vocabulary = vocabulary_for(config.base_model, job.data.train, run)
     tokenizer = vocabulary.tokenizer
-    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
-    job.identity.update(identity(config, plan, job.data, tokenizer, processes=processes, precision=precision))
     first = asked_first_token(plan.methods, tokenizer)
     sides = tokenized_sides(config, job.data, tokenizer, run, first)
     rows, held_out = sides.train.rows, sides.eval.rows
     _require_held_out(job, held_out)
     tasks = tasks_of(held_out, job.data.eval)
     require_metric(config.training, tasks, plan.given.get("training.metric_for_best_model", ""))
-    model: Any = model_for(config, plan, vocabulary, run)
-    say_precision(model, config, plan, run)
+    loading = partial(model_for, plan=plan, vocabulary=vocabulary, run=run)
+    base_config, model, why = base_model(loading, config, plan, rows, job.accelerator, job.begun)
+    job.config = config = base_config
+    say_precision(model, config, plan, run, why)
+    job.identity.update(_identity(job, tokenizer))
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
     _exact_match(job, "base", model, trained)
@@ -175,11 +206,17 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     names = " + ".join(method.name for method in plan.methods)
     counts = count_parameters(model)
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
-    facts = {"method": names, "trained parameters": f"{counts[0]:,} of {counts[1]:,}", "training rows": len(rows)}
+    facts = {"method": names, _TRAINED: _share(counts), "training rows": len(rows)}
     trained = replace(trained, model=model, facts=facts, methods=plan.methods)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, methods, hard, tasks)
     return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
+
+
+def _identity(job: Fit, tokenizer: Any) -> dict[str, Any]:
+    """What the result is made from."""
+    processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
+    return identity(job.config, job.plan, job.data, tokenizer, processes=processes, precision=precision)
 
 
 def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
@@ -244,7 +281,8 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
     """Write the result and its figures into the run directory; the trainer's log gets its last line."""
     folder = job.plan.output_dir
     measured = {f"{name.replace('_', ' ')}": f"{value:.4g}" for name, value in metrics.items() if name in _ON_THE_CARD}
-    final = replace(trained, facts={**trained.facts, **measured})
+    counted = {_TRAINED: _share(count_parameters(trained.model))}
+    final = replace(trained, facts={**trained.facts, **counted, **measured})
     with merged_into(folder) as temporary:
         write_model(final, temporary)
         train_results = {name: value for name, value in metrics.items() if not name.startswith(("eval_", "exact_"))}
@@ -265,7 +303,12 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
         job.run.emit("notice", message=f"uploaded to {job.config.training.hub_model_id}")
 
 
+_TRAINED = "trained parameters"
 _ON_THE_CARD = ("train_loss", "eval_loss", "eval_token_accuracy", "eval_perplexity", "exact_match_base", "exact_match")
+
+
+def _share(counts: tuple[int, int]) -> str:
+    return f"{counts[0]:,} of {counts[1]:,}"
 
 
 def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:
@@ -280,7 +323,8 @@ def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:
 def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
     # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
-    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed)
+    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)  # all make the same ones: no wait for each other
+    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[buffers])
 
 
 @contextmanager

@@ -33,6 +33,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
 
 
+Compute = Callable[[Sequence[int], Callable[[], None]], None]
+
+
+class TogetherOutOfMemoryError(MemoryError):
+    """A step's gradient did not fit into the memory of one of several processes; all of them know, and may go on."""
+
+
 class MicroBatch:
     """How many rows go through the model at a time: a part of the training state.
 
@@ -68,6 +75,17 @@ class MicroBatch:
         if rows <= 1:
             return False
         self.limit = rows // 2
+        return True
+
+    def eval_rows(self, batch_size: int) -> int:
+        """How many rows are evaluated at a time."""
+        return min(batch_size, self.eval_limit or batch_size)
+
+    def halve_eval(self, rows: int) -> bool:
+        """Evaluate half of `rows` at a time from now on; False if it is one already."""
+        if rows <= 1:
+            return False
+        self.eval_limit = rows // 2
         return True
 
 
@@ -125,16 +143,15 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def find_micro_batch(
-    model: nn.Module, device: torch.device, rows: Sequence[int], compute: Callable[[Sequence[int]], None]
-) -> int | None:
+def find_micro_batch(model: nn.Module, device: torch.device, rows: Sequence[int], compute: Compute) -> int | None:
     """Try how many rows a forward and backward pass takes, beside the optimizer's state that is still to come.
 
     Args:
         model: On its device; its gradients are cleared, its buffers and the generators are put back.
         device: Where it is.
         rows: The longest rows, as many as a step has on this device, the longest first.
-        compute: Loss and gradients of rows.
+        compute: Loss and gradients of rows, after calling what is given besides; with several processes, where one has
+            not enough memory, none has.
 
     Returns:
         The number of rows; None if not even one fits.
@@ -155,21 +172,23 @@ def find_micro_batch(
         free(device)
 
 
-def _fits(
-    model: nn.Module, device: torch.device, rows: Sequence[int], compute: Callable[[Sequence[int]], None]
-) -> bool:
+def _fits(model: nn.Module, device: torch.device, rows: Sequence[int], compute: Compute) -> bool:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
+    reserved: list[torch.Tensor] = []
+
+    def reserve() -> None:
         # two moments for each trained weight: what AdamW will take, so that the first update does not fail
-        reserved = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
-        compute(rows)
+        reserved.extend(torch.zeros_like(parameter) for parameter in trained for _ in range(2))
+
+    try:
+        compute(rows, reserve)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         fits = False
     else:
         fits = True
-        del reserved
+    reserved.clear()
     model.zero_grad(set_to_none=True)
     free(device)
     return fits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,9 +38,9 @@ class Methods:
         terms = [term for method in self._methods if (term := method.penalty(self.model)) is not None]
         return torch.stack(terms).sum() if terms else None
 
-    def stepped(self, step: int, steps: int, optimizer: Any) -> None:
+    def stepped(self, step: int, steps: int, optimizer: Any, save: Callable[[str], None]) -> None:
         """A step was taken, and its gradients are still there."""
-        taken = TrainingStep(step, steps, getattr(optimizer, "optimizer", optimizer))
+        taken = TrainingStep(step, steps, getattr(optimizer, "optimizer", optimizer), save)
         for method in self._methods:
             method.stepped(self.model, taken, self._run)
 

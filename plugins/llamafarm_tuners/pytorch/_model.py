@@ -21,7 +21,7 @@ from llamafarm.models.special import Vocabulary, extended
 from llamafarm.models.vocabulary import additions_of
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.kernels import attention, attention_asked, in_words, unusable_kernel
-from llamafarm_tuners.pytorch.precision import base_format, quantization, trained_format
+from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
 
 
 def seed_everything(seed: int) -> None:
@@ -46,7 +46,7 @@ def vocabulary_for(base: BaseModelConfig, examples: Sequence[Example], run: RunC
     return vocabulary
 
 
-def model_for(config: PytorchConfig, plan: RunPlan, vocabulary: Vocabulary, run: RunContext) -> PreTrainedModel:
+def model_for(config: PytorchConfig, *, plan: RunPlan, vocabulary: Vocabulary, run: RunContext) -> PreTrainedModel:
     """The base model, in the precision that the run and its methods need, with a row for every token."""
     base = config.base_model
     dtype: torch.dtype = getattr(torch, base_format(config, plan))
@@ -99,13 +99,17 @@ def keep_trained_format(model: nn.Module, training: TrainingConfig) -> None:
             parameter.data = parameter.data.to(wanted)
 
 
-def say_precision(model: PreTrainedModel, config: PytorchConfig, plan: RunPlan, run: RunContext) -> None:
-    """Say what the run computes with, as it is and not as it was asked for."""
+def say_precision(model: PreTrainedModel, config: PytorchConfig, plan: RunPlan, run: RunContext, why: str = "") -> None:
+    """Say what the run computes with, as it is and not as it was asked for; and why the base has its format."""
     asked = attention_asked(config, plan)
     if refused := unusable_kernel(asked, config, plan):
         run.emit("notice", message=f"{asked} is not used: {refused.reason}; {refused.hint}")
     kernel = str(getattr(model.config, "_attn_implementation", None) or "the architecture's own")
     run.emit("notice", message=in_words(config, plan, kernel, str(model.dtype)))
+    if why:
+        run.emit("notice", message=f"base_model.torch_dtype: {why}")
+    loaded, autocasting = str(model.dtype).removeprefix("torch."), autocast(config.training, plan)
+    run.emit("precision", base=loaded, trained=trained_format(config.training), autocast=autocasting, reason=why)
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:

@@ -18,6 +18,7 @@ from llamafarm_tuners.pytorch._remedies import apply_again
 from llamafarm_tuners.pytorch._stability import process_switches
 from llamafarm_tuners.pytorch._step import Stepper, Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.frozen import with_base
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.precision import autocast
 from llamafarm_tuners.pytorch.schedule import plan_sizes
@@ -45,7 +46,8 @@ def replay_step(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: R
     unmeasured = config.evaluation.model_copy(update={"exact_match": False})
     config = config.model_copy(update={"training": training, "evaluation": unmeasured})
     with process_switches(config.training, plan):
-        job = Fit(config, plan, data, run, accelerator, kept=read_kept(folder))
+        settled = _as_it_was(config, plan, folder)
+        job = Fit(settled, plan, data, run, accelerator, kept=read_kept(folder))
         work, _ = prepare(job)
         try:
             with paths_of(job, work) as paths:
@@ -53,6 +55,13 @@ def replay_step(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: R
         finally:
             for method in plan.methods:
                 method.finish(work.trained.model, run)
+
+
+def _as_it_was(config: PytorchConfig, plan: RunPlan, folder: Path) -> PytorchConfig:
+    """The configuration with the format of the base that the run had, on whatever machine."""
+    if config.base_model.torch_dtype != "auto" or plan.device.type != "cpu":
+        return config
+    return with_base(config, read_broken(folder)[0].get("base_dtype") or "float32")
 
 
 def _first_bad(work: Work, folder: Path) -> str | None:

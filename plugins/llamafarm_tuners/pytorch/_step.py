@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,21 @@ from llamafarm.api import TrainingConfig
 from llamafarm.errors import HardwareError, ModelError
 from llamafarm.models.inner import transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, masked
-from llamafarm_tuners.pytorch._evaluate import autocast, evaluate, sum_over_processes
+from llamafarm_tuners.pytorch._evaluate import (
+    autocast,
+    evaluate,
+    mean_over_processes,
+    most_of_processes,
+    sum_over_processes,
+)
 from llamafarm_tuners.pytorch._loss import token_losses
-from llamafarm_tuners.pytorch._memory import Attempt, MicroBatch, find_micro_batch, is_out_of_memory
+from llamafarm_tuners.pytorch._memory import (
+    Attempt,
+    MicroBatch,
+    TogetherOutOfMemoryError,
+    find_micro_batch,
+    is_out_of_memory,
+)
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._offload import ActivationsAway
@@ -83,6 +96,10 @@ class Gradient:
     tokens: int
 
 
+def _not_saved(_name: str, _step: int) -> None:
+    """For steps that are taken to look at them."""
+
+
 class Stepper:
     """Takes optimizer steps: the model, its optimizer and its schedule.
 
@@ -91,8 +108,10 @@ class Stepper:
         attempt: What was there before the step that is being taken.
     """
 
-    def __init__(self, work: Work, sizes: Sizes, emit: Callable[..., object]) -> None:
-        self.work, self.sizes = work, sizes
+    def __init__(
+        self, work: Work, sizes: Sizes, emit: Callable[..., object], save_as: Callable[[str, int], None] = _not_saved
+    ) -> None:
+        self.work, self.sizes, self._save_as = work, sizes, save_as
         self.model = _placed(work)
         self.optimizer = work.accelerator.prepare_optimizer(
             build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
@@ -151,15 +170,43 @@ class Stepper:
         self.scheduler.step()
         return Tally(), math.nan, learning_rate
 
-    def gradient(self, batches: Sequence[Batch]) -> Gradient:
-        """Forward and backward passes of a step."""
+    def gradient(self, batches: Sequence[Batch], first: Callable[[], None] | None = None) -> Gradient:
+        """Forward and backward passes of a step, after `first`.
+
+        Several processes add up their gradients once each has its own: so all are told where one has not enough
+        memory, and none waits for it.
+
+        Raises:
+            TogetherOutOfMemoryError: If one of several processes has not enough memory.
+        """
+        accelerator = self.work.accelerator
+        own = torch.tensor([float(sum(batch.labels for batch in batches))])
+        labels = sum_over_processes(own, accelerator).item()
+        if accelerator.num_processes == 1:
+            return self._own_gradient(batches, labels, first)
+        done, reason = None, ""
+        try:
+            done = self._own_gradient(batches, labels, first)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            traceback.clear_frames(error.__traceback__)
+        failed = int(sum_over_processes(torch.tensor([float(done is None)]), accelerator).item())
+        if done is None or failed:
+            raise TogetherOutOfMemoryError(reason or f"in {failed} of {accelerator.num_processes} processes")
+        mean_over_processes(self.model, accelerator)
+        return done
+
+    def _own_gradient(self, batches: Sequence[Batch], labels: float, first: Callable[[], None] | None) -> Gradient:
+        """The part of this process in that of all `labels`."""
         accelerator, paths = self.work.accelerator, self.work.paths
-        labels = sum_over_processes(torch.tensor([float(sum(b.labels for b in batches))]), accelerator).item()
+        if first is not None:
+            first()
         scale = accelerator.num_processes / max(labels, 1.0)
         loss = torch.zeros((), device=accelerator.device)
         for batch in batches:
-            waits = nullcontext() if batch is batches[-1] else accelerator.no_sync(self.model)
-            with waits:
+            with accelerator.no_sync(self.model):
                 with autocast(accelerator), self._away():
                     there = batch.to(accelerator.device, pin=self.work.training.dataloader_pin_memory)
                     total, _ = token_losses(self.model, there, selective=paths.selective, head=paths.head)
@@ -188,8 +235,8 @@ class Stepper:
             HardwareError: If not even one.
         """
 
-        def compute(chosen: Sequence[int]) -> None:
-            self.gradient([self.batch([self.work.rows[row] for row in chosen])])
+        def compute(chosen: Sequence[int], reserve: Callable[[], None]) -> None:
+            self.gradient([self.batch([self.work.rows[row] for row in chosen])], reserve)
 
         found = find_micro_batch(self.work.trained.model, self.work.accelerator.device, rows, compute)
         if found is None:
@@ -214,7 +261,7 @@ class Stepper:
         self.optimizer.step()
         skipped = accelerator.optimizer_step_was_skipped
         if not skipped:
-            self.work.methods.stepped(step, self.sizes.steps, self.optimizer)
+            self.work.methods.stepped(step, self.sizes.steps, self.optimizer, lambda name: self._save_as(name, step))
         self.optimizer.zero_grad()
         if not skipped:
             self.scheduler.step()
@@ -223,11 +270,13 @@ class Stepper:
     def _takes_less(self, step: int, micro_steps: Sequence[Sequence[int]], error: Exception) -> bool:
         """Whether the step can be taken again with fewer rows at a time; then everything is as before it."""
         accelerator, attempt = self.work.accelerator, self.attempt
-        rows = max(len(part) for part in self.micro.parts(micro_steps))
-        # with several processes the others are in the middle of adding up gradients, and cannot be told
-        alone = accelerator.num_processes == 1 and self.work.training.on_out_of_memory == "halve"
+        # in the middle of an update the other processes cannot be told: theirs may be made already
+        all_know = accelerator.num_processes == 1 or isinstance(error, TogetherOutOfMemoryError)
         assert attempt is not None
-        if not alone or rows <= 1 or not attempt.undo(error):
+        if not all_know or self.work.training.on_out_of_memory != "halve":
+            return False
+        rows = most_of_processes(max(len(part) for part in self.micro.parts(micro_steps)), accelerator)
+        if rows <= 1 or not attempt.undo(error):
             return False
         self.micro.halve(rows)
         message = f"step {step}: out of memory with {rows} rows at a time: {self.micro.limit} from now on; "
@@ -241,6 +290,17 @@ class Stepper:
             was=rows,
         )
         return True
+
+    def _evaluates_fewer(self, rows: int) -> int:
+        """How many rows to evaluate at a time after `rows` were too many; 0: the run is to end."""
+        if self.work.training.on_out_of_memory != "halve" or not self.micro.halve_eval(rows):
+            return 0
+        fewer = self.micro.eval_limit or 0
+        message = (
+            f"evaluation: out of memory with {rows} rows at a time: {fewer} from now on; the figures stay the same"
+        )
+        self._emit("warning", message=message, kind="out-of-memory", rows=fewer, was=rows)
+        return fewer
 
     def evaluate(self) -> dict[str, float]:
         """Measure the held-out rows.
@@ -256,7 +316,8 @@ class Stepper:
                 rows,
                 self.work.accelerator,
                 paths=self.work.paths,
-                batch_size=training.per_device_eval_batch_size or training.batch_size,
+                batch_size=self.micro.eval_rows(training.per_device_eval_batch_size or training.batch_size),
+                fewer=self._evaluates_fewer,
                 pad_token_id=_pad(self.work),
                 more=training.compute_metrics,
             )

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llamafarm.api import Method
 from llamafarm.errors import NumericError
-from llamafarm.files import sync_file, sync_folder
+from llamafarm.files import sync_file, sync_folder, system_errors
 from llamafarm.models._adapter import without_idle_warnings
 from llamafarm.models.record import write_methods
 from llamafarm.models.vocabulary import write_additions
@@ -74,7 +74,8 @@ def write_model(trained: Trained, folder: Path) -> None:
     else:
         trained.model.save_pretrained(folder)
         _drop_private_path(folder / "config.json")
-    trained.tokenizer.save_pretrained(folder)
+    with system_errors():
+        trained.tokenizer.save_pretrained(folder)
     write_methods(folder, trained.methods, trained.model)
     for method in trained.methods:
         method.written(trained.model, folder)

@@ -122,7 +122,7 @@ class _Training:
         self.work, self.run, self.continuation = work, run, continuation
         self.sizes = sizes = plan_sizes(len(work.rows), training, accelerator.num_processes)
         self.best = BestSoFar(training)
-        self.stepper = Stepper(work, sizes, run.emit)
+        self.stepper = Stepper(work, sizes, run.emit, self._save_as)
         self.recovery = Recovery(training.guard, run, self.stepper.patient)
         self.checkpoints = Checkpoints(
             work.folder,
@@ -214,7 +214,11 @@ class _Training:
             return
         folder = self.work.folder / "llamafarm" / f"broken-step-{offence.step}"
         try:
-            bad = keep_broken(self.stepper, offence, micro_steps, folder, self.recovery.remedies)
+            known = {
+                "remedies": list(self.recovery.remedies),
+                "base_dtype": self.continuation.identity.get("base_dtype"),
+            }
+            bad = keep_broken(self.stepper, offence, micro_steps, folder, known)
         except DiskError as error:
             self.report.survived(f"step {offence.step}: its record is lost", str(error.problems[0].message))
             return
@@ -245,18 +249,18 @@ class _Training:
 
     def _find_micro_batch(self, step: int) -> None:
         """Find out how many rows the memory takes at a time, if that is wanted and not known from a checkpoint."""
-        training, micro, processes = self.work.training, self.stepper.micro, self.work.accelerator.num_processes
+        training, micro = self.work.training, self.stepper.micro
         if not training.auto_find_batch_size or micro.limit is not None:
             return
         rows = min(len(self.work.rows), training.batch_size * self.sizes.accumulation)
         longest = sorted(range(len(self.work.rows)), key=lambda row: -len(self.work.rows[row].input_ids))[:rows]
         self.stepper.try_sizes(longest)
-        found = torch.zeros(processes, dtype=torch.float64)
-        found[self.work.accelerator.process_index] = float(micro.limit or 0)
-        micro.limit = int(min(sum_over_processes(found, self.work.accelerator).tolist()))
         message = f"{micro.limit} of the {rows} rows of a step go through the model at a time, tried with the longest"
         self.run.emit("micro_batch", step=step, rows=micro.limit)
         self.run.emit("notice", message=message)
+
+    def _save_as(self, name: str, step: int) -> None:
+        self._written(step, lambda: self.checkpoints.save_as(name, step), best=False)
 
     def _saved(self, step: int, state: TrainingState) -> Path:
         return self.checkpoints.save(step, self.best.step, state)

@@ -1,6 +1,6 @@
 """What the backward pass needs of the forward pass, in bytes for each token and transformer layer. Imports no torch.
 
-The figures are read off the code that computes: `fast/_layers.py` and `fast/_lora.py` where decoder layers are fused,
+The figures are read off the code that computes: `fast/_layers.py` and `fast/_group.py` where decoder layers are fused,
 else the modules of transformers and PEFT, whose saved tensors were counted with
 `torch.autograd.graph.saved_tensors_hooks`. With h the hidden size, q and k the sizes of all query and all key heads, i
 that of the feed-forward block, H the number of heads, b the bytes of a value:
@@ -10,7 +10,8 @@ that of the feed-forward block, H the number of heads, b the bytes of a value:
 - feed-forward: gate, activated gate and up, 3 i b; without a gate what goes into the activation, i b
 - linear layers whose weight is trained: their inputs; those with an adapter: their inputs after dropout
 - fused layers: gate and up alone, 2 i b; nothing of adapters but their low-rank values and a byte for each entry of
-  what dropout goes over
+  what dropout goes over; of DoRA what layers gave out before bias and residual, and where inputs are dropped another
+  such result of each adapter; what a norm behind attention or feed-forward was given, h b each
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ Path = Literal["fused", "generic"]
 _LEFT = 1.7
 """Of these two, what stays behind as gaps on a CPU: measured between 1.3 and 2.0."""
 _GATED = frozenset({"gate_proj", "gate_up_proj"})
-FUSED_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3"})
-"""Architectures of which `fast/_layers.py` knows the decoder layer."""
+_SANDWICHED = frozenset({"gemma2", "gemma3_text"})
+FUSED_ARCHITECTURES = _SANDWICHED | {
+    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "granite", "smollm3", "ministral"),
+}
+"""Architectures of which `fast/_decoder.py` knows the decoder layer."""
+_NORMED_HEADS = frozenset({"qwen3", "gemma3_text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,18 @@ class Formats:
     mask: float
 
 
-def fused(architecture: Architecture, found: Trained, formats: Formats, ranks: float) -> Kept:
-    """Of a decoder layer that `fast/_layers.py` computes; its attention is in float32."""
+def fused(architecture: Architecture, found: Trained, formats: Formats, ranks: float, *, dora: bool = False) -> Kept:
+    """Of a decoder layer that `fast/_decoder.py` computes; its attention is in float32."""
     h, i, b = architecture.hidden, architecture.intermediate, formats.stream
     q, k = _heads(architecture)
     dropped = sum(linear.inputs for linear, _ in found.adapted) if found.dropout else 0
     attention = 4.0 * (q + 2 * k) + q * b + 4.0 * architecture.heads
-    normed_heads = (q + 2 * k) * b if architecture.model_type == "qwen3" else 0.0
-    saved = 2 * h * b + attention + normed_heads + 2 * i * b + dropped + ranks * b
+    sandwiched, heads = architecture.model_type in _SANDWICHED, (q + 2 * k) * b
+    kept_heads = architecture.model_type in _NORMED_HEADS or (dora and not found.dropout)
+    kept_results = sandwiched or (dora and not found.dropout)
+    results = sum(linear.outputs for linear, _ in found.adapted) * b if dora and found.dropout else 0.0
+    saved = 2 * h * b + attention + heads * kept_heads + 2 * h * b * kept_results + 2 * i * b
+    saved += dropped + ranks * b + results
     # _GatedGroup.backward: product, its gradient, share, active, dropped input, and the gradients of gate and up
     return Kept(saved, (h + q + 2 * k) * b, 7 * i * b + 2 * h * b, h * b)
 

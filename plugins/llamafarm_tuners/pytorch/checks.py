@@ -18,6 +18,7 @@ from llamafarm.models.prequantized import library_problem, stored_as
 from llamafarm_tuners.pytorch.best import full_name
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import check_curriculum
+from llamafarm_tuners.pytorch.frozen import choice, with_base
 from llamafarm_tuners.pytorch.global_batch import check_global_batch
 from llamafarm_tuners.pytorch.idle import idle_settings
 from llamafarm_tuners.pytorch.kernels import (
@@ -31,6 +32,7 @@ from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
 from llamafarm_tuners.pytorch.packs import check_packing
 from llamafarm_tuners.pytorch.precision import autocast, base_format, computes, quantization, trains_parts
 from llamafarm_tuners.pytorch.schedule import happens
+from llamafarm_tuners.pytorch.sharding import check_sharding
 from llamafarm_tuners.pytorch.tasks import metric_names
 
 Findings = Iterator[Problem | Decision]
@@ -42,6 +44,10 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
     Raises:
         NetworkError: If something is needed from the hub, which is switched off.
     """
+    found = choice(config, plan)
+    if found is not None:
+        yield Decision("base_model.torch_dtype", found.dtype, found.reason)
+        config = with_base(config, found.dtype)
     for topic in (
         _precision,
         _attention,
@@ -54,6 +60,8 @@ def check(config: PytorchConfig, plan: RunPlan) -> Findings:
         _prequantized,
         _methods,
         _optimizer,
+        _growing,
+        check_sharding,
         _evaluation,
         _reports,
         _hub,
@@ -300,6 +308,16 @@ def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
             yield _drop(plan, "LF-TRAIN-009", path, reason, "use optim: paged_adamw_8bit, which pages it out")
         else:
             yield Decision(path, "no effect", f"with {device.type} the optimizer's state is in main memory anyway")
+
+
+def _growing(config: PytorchConfig, plan: RunPlan) -> Findings:
+    """Parameters that grow: each entry has moments of its own, which blocks of 8 bits and paged memory do not give."""
+    path = "training.optim"
+    optim = effective(config.training.optim, plan.device.type)
+    for method in plan.methods:
+        if method.adapter().grows and optim in BITSANDBYTES:
+            message = f"{path}: {optim} keeps moments in blocks or pages, which do not grow as {method.name!r} does"
+            yield Problem("LF-TRAIN-075", message, plan.given.get(path, ""), "use optim: adamw_torch, or one rank")
 
 
 def _evaluation(config: PytorchConfig, plan: RunPlan) -> Findings:

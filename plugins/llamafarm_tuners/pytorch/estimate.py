@@ -20,6 +20,7 @@ from llamafarm.estimate.arithmetic import (
 )
 from llamafarm_tuners.pytorch.activations import FUSED_ARCHITECTURES, Formats, Kept, fused, generic
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.frozen import settled
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.kernels import attention
 from llamafarm_tuners.pytorch.optim import effective
@@ -98,10 +99,16 @@ class _Run:
 
     @property
     def fused(self) -> bool:
-        """Whether decoder layers are computed by `fast/_layers.py`."""
+        """Whether decoder layers are computed by `fast/_decoder.py`."""
         known = self.on_cpu and self.in_one_row and self.architecture.model_type in FUSED_ARCHITECTURES
-        plain = not self.packed and all(spec.kind == "lora" and not spec.changes_base for spec in self.specs)
-        return known and plain and self.config.training.fused and not self.found.norms
+        plain = all(spec.kind in ("lora", "qlora", "dora") and not spec.changes_base for spec in self.specs)
+        exact = autocast(self.config.training, self.plan) == "no" or (self.width < 4.0 and not self.packed)
+        return known and plain and exact and self.config.training.fused and not self.found.norms
+
+    @property
+    def dora(self) -> bool:
+        """Whether adapters have magnitudes."""
+        return any(spec.options.get("use_dora") for spec in self.specs)
 
     @property
     def tokens(self) -> float:
@@ -118,8 +125,9 @@ class _Run:
     @property
     def kept(self) -> Kept:
         ranks = float(sum(_rank(spec) for spec in self.specs) * len(self.found.adapted))
-        layer = fused if self.fused else generic
-        return layer(self.architecture, self.found, self.formats, ranks)
+        if self.fused:
+            return fused(self.architecture, self.found, self.formats, ranks, dora=self.dora)
+        return generic(self.architecture, self.found, self.formats, ranks)
 
 
 def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
@@ -130,6 +138,7 @@ def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
     """
     devices = max(1, plan.device.count)
     config = config.model_copy(update={"training": settle_batches(config.training, plan.given, devices)})
+    config = settled(config, plan, workload.model_config)
     training = config.training
     architecture = read_architecture(workload.model_config)
     specs = tuple(method.adapter() for method in plan.methods)
@@ -216,8 +225,8 @@ def _activations(run: _Run) -> float:
 
 
 def _scores(run: _Run) -> float:
-    """Eager attention keeps its scores, before and after the softmax: bytes for each token."""
-    eager = attention(run.config, run.plan) == "eager"
+    """Attention that is written out keeps its scores, before and after the softmax: bytes for each token."""
+    eager = attention(run.config, run.plan) == "eager" or run.architecture.model_type == "gemma2"
     return run.architecture.heads * run.batches.longest * (4.0 + run.formats.product) if eager else 0.0
 
 
@@ -240,8 +249,9 @@ def _temporary(run: _Run) -> float:
     back = run.tokens * run.kept.back if run.fused or not run.found.adapted or not run.on_cpu else 0.0
     largest = 4.0 * architecture.vocabulary * architecture.hidden if run.found.head else 0.0
     unpacked = 0.0
-    if run.packed:  # one layer's weight at a time, as numbers again
+    if run.packed:  # one layer's weight at a time, as numbers again; fused ones come in groups, put side by side
         unpacked = formats.product * max(linear.inputs * linear.outputs for linear in architecture.linears)
+        unpacked *= 4 if run.fused else 1
     cast = 2.0 * architecture.linear_parameters * run.found.share if formats.product != run.width else 0.0
     return back + largest + unpacked + cast
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 from llamafarm.api import Decision, RunPlan, TrainingConfig
+from llamafarm.api.launch import world_size
 from llamafarm.errors import Problem, StrategyError
 from llamafarm_tuners.pytorch.config import PytorchConfig
 
@@ -14,12 +14,6 @@ _TOTAL, _MICRO, _ACCUMULATION = (
     "training.batch_size",
     "training.gradient_accumulation_steps",
 )
-
-
-def world_size() -> int:
-    """Processes of this run, as launchers tell each of them."""
-    told = os.environ.get("WORLD_SIZE", "1")
-    return int(told) if told.isdigit() and int(told) > 0 else 1
 
 
 def check_global_batch(config: PytorchConfig, plan: RunPlan) -> Iterator[Problem | Decision]:

@@ -10,6 +10,7 @@ from llamafarm.errors import Problem, StrategyError
 from llamafarm.models.identity import base_digest, template_digest, tokenizer_digest
 from llamafarm.versions import versions
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.precision import base_format
 
 _NEVER: Final[Mapping[str, str]] = {
     "data": "the rows, their order or their split",
@@ -17,7 +18,11 @@ _NEVER: Final[Mapping[str, str]] = {
     "tokenizer": "the tokenizer",
     "template": "the chat template",
 }
-_WITH_FLAG: Final[Mapping[str, str]] = {"processes": "the number of processes", "precision": "the precision"}
+_WITH_FLAG: Final[Mapping[str, str]] = {
+    "processes": "the number of processes",
+    "precision": "the precision",
+    "base_dtype": "the base's format",
+}
 _NOTED: Final[Mapping[str, str]] = {"device": "the device"}
 
 
@@ -33,6 +38,7 @@ def identity(
         "template": template_digest(tokenizer),
         "processes": processes,
         "precision": precision,
+        "base_dtype": base_format(config, plan),
         "device": f"{plan.device.type} ({plan.device.name})",
         "seed": config.training.seed,
         "methods": [method.name for method in plan.methods],

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from llamafarm.api import TrainingConfig
 from llamafarm.errors import DiskError
-from llamafarm.files import write_atomically
+from llamafarm.files import sync_file, sync_folder, write_atomically
 from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.meters import clock
 from llamafarm_tuners.pytorch.schedule import Sizes
@@ -108,16 +108,19 @@ class Journal:
         self._write()
 
     def finish(self, step: int, epoch: float, elapsed: float, **values: float | None) -> None:
-        """Append the last line; also a run that stopped early is then at 100 percent.
+        """Append the last line; also a run that stopped early is then at 100 percent. A loss of power takes none back.
 
         Raises:
             DiskError: If the disk still does not take the lines.
         """
         self._total_steps = step
         self.log(step, epoch, elapsed, 0.0, **values)
-        if self._path and self.failure:
+        if self._path:
             with on_disk(self._path):
-                raise OSError(self.failure)
+                if self.failure:
+                    raise OSError(self.failure)
+                sync_file(self._path)
+                sync_folder(self._path.parent)
 
     def remember(self, **entry: float) -> None:
         """Add an entry to `log_history`."""

@@ -9,7 +9,7 @@ from typing import Any
 from llamafarm.api import Example, FineTunerConfig, PreparedData, RunContext
 from llamafarm.data.cache import cache_file, read, write
 from llamafarm.data.explicit import explicit_mask
-from llamafarm.data.ledger import check_losses, row_ledger
+from llamafarm.data.ledger import check_losses, losses_by_source, row_ledger, said_of_losses
 from llamafarm.data.tokens import Tokenized, tokenize
 
 
@@ -45,11 +45,15 @@ def tokenized_sides(
     held_out = _tokenized(config, data.eval, tokenizer, "held-out", run, first_token)
     rows = row_ledger(data.counts, train.counts, held_out.counts)
     sides = {"train": train, "eval": held_out}
+    losses = losses_by_source(train, data.train)
+    for sentence in said_of_losses(losses, config.dataset.over_long):
+        run.emit("notice", message=sentence)
     run.emit(
         "ledger",
         rows=rows,
         tokens={name: dict(side.counts) for name, side in sides.items()},
         mask_audit={name: side.audit for name, side in sides.items() if side.audit},
+        token_loss={"over_long": config.dataset.over_long, "train": losses},
     )
     check_losses(train, data.train, config.dataset.max_token_loss)
     return Sides(train, held_out)

@@ -25,6 +25,7 @@ class PytorchTuner(FineTuner[PytorchConfig]):
     name = "pytorch"
     adapter_kinds = frozenset({"lora", "dora", "full", "freeze", "bos-scaling", *BRIDGED})
     resumes = True
+    processes = True
 
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
         """Refuse or explain every setting that would have no effect, or cannot work here."""

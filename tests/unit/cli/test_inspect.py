@@ -56,6 +56,7 @@ def test_a_strategy_and_what_is_cut(cli, tmp_path):
     assert "stop token '<|im_end|>' trained: NO" in ended.out
     assert "40: 1 rows (33.3 %), of which 1 lose the end of their answer and 0 all of it" in ended.out
     assert "trained tokens that do not fit: 29 (" in ended.out
+    assert "data.jsonl: over_long: truncate costs 29 trained tokens and 1 end tokens of 1 rows" in ended.out
     assert "(before rows are cut)" in ended.out
     ended = cli("inspect", "mine.yaml", "--row", "3", "--set", "dataset.max_token_loss=1")
     assert (ended.code, ended.err.count("LF-")) == (0, 0)

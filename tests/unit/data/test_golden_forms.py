@@ -65,6 +65,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any
     found = {}
     for form, row in ROWS.items():
         for kind, write in WRITERS.items():
+            if form == "prompt-completion" and kind in ("csv", "tsv"):
+                continue  # a cell of these columns is text, whatever it looks like
             path = folder / f"{form}.{kind}"
             write(path, row)
             (found[form, kind],) = prepare(DatasetConfig(path=str(path)), None, notice=lambda _: None).train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from llamafarm.api import Example, Message, RowRef
 from llamafarm.data.fit import IGNORED
-from llamafarm.data.ledger import check_losses, row_ledger
+from llamafarm.data.ledger import check_losses, losses_by_source, row_ledger, said_of_losses
 from llamafarm.data.tokens import OverLong, Tokenized, tokenize
 from llamafarm.errors import DataError
 
@@ -148,3 +149,21 @@ def test_a_row_that_vanished_is_a_defect_of_ours() -> None:
         row_ledger({"read": 7, "trained": 7, "held_out": 0}, train, {})
     with pytest.raises(AssertionError, match="row ledger: trained 8"):
         row_ledger({"read": 8, "trained": 8, "held_out": 0}, train, {})
+
+
+def test_losses_are_told_by_file(tokenizer: Any) -> None:
+    """In the order of the rows; together they are what is counted of all."""
+    examples = [replace(example, ref=RowRef(f"{at % 2}.jsonl", at)) for at, example in enumerate(EXAMPLES)]
+    for policy in ("truncate", "drop"):
+        tokenized = fitted(tokenizer, policy, examples=examples)
+        found = losses_by_source(tokenized, examples)
+        assert set(found) == {examples[index].ref.file for index in tokenized.losses}
+        assert sum(lost["trained_tokens"] for lost in found.values()) == tokenized.counts["trained_tokens_cut"] > 0
+        assert sum(lost["end_tokens"] for lost in found.values()) == tokenized.counts["end_tokens_cut"] > 0
+        assert sum(lost["rows"] for lost in found.values()) == len(tokenized.losses)
+        sentences = said_of_losses(found, policy)
+        assert len(sentences) == len(found)
+        assert all(f".jsonl: over_long: {policy} costs " in sentence for sentence in sentences)
+    many = {f"{at}": {"rows": 1, "trained_tokens": at, "end_tokens": 0} for at in range(8)}
+    assert [sentence.partition(":")[0] for sentence in said_of_losses(many, "drop")[:2]] == ["7", "6"]
+    assert said_of_losses(many, "drop")[5:] == ["and 3 more files lose some"]

@@ -70,9 +70,7 @@ MORE_BY_TRL = {
     "cohere2": "<|END_OF_TURN_TOKEN|>",
     "gptoss": "<|end|>",
 }
-# They take pictures, and texts in pieces alone.
 ASKED = "<\N{FULLWIDTH VERTICAL LINE}Assistant\N{FULLWIDTH VERTICAL LINE}>"
-PICTURES = {"idefics3", "llava_next", "smolvlm"}
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="needs TRL (llamafarm[data])")
 
 
@@ -206,7 +204,7 @@ def test_a_template_without_an_end_to_stop_at_is_refused(lab: Any) -> None:
 def test_two_names_for_one_template() -> None:
     both = BaseModelConfig(huggingface_id="x", template="chatml", add_chatml_prompt_template=True)
     assert both.template_name == BaseModelConfig(huggingface_id="x", add_chatml_prompt_template=True).template_name
-    with pytest.raises(ValueError, match="template: phi and add_chatml_prompt_template: true exclude each other"):
+    with pytest.raises(ValueError, match="phi and add_chatml_prompt_template: true exclude each other"):
         BaseModelConfig(huggingface_id="x", template="phi", add_chatml_prompt_template=True)
 
 
@@ -228,6 +226,18 @@ def test_marks_that_leave_out_an_end_in_letters(lab: Any) -> None:
     assert shown(tokenizer, row).count("⟦b<|STOP|>⟧") == 1
 
 
+def test_without_trl_there_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trl_templates, "find_spec", lambda _: None)
+    trl_templates.shipped.cache_clear()
+    try:
+        assert names() == sorted(_TOKENS)
+        problem = problem_with("qwen3")
+        assert problem is not None
+        assert "TRL, of pip install 'llamafarm[data]', has more" in problem.message
+    finally:
+        trl_templates.shipped.cache_clear()
+
+
 @needs_trl
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ours_write_what_the_families_templates_write(name: str, with_template: Any, lab: Any) -> None:
@@ -245,7 +255,7 @@ def test_ours_write_what_the_families_templates_write(name: str, with_template: 
 
 
 @needs_trl
-@pytest.mark.parametrize("name", sorted(set(trl_templates.shipped()) - PICTURES))
+@pytest.mark.parametrize("name", sorted(trl_templates.shipped()))
 def test_the_marks_of_trl_and_the_differences_of_prefixes_agree(
     name: str, lab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

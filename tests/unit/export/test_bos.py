@@ -18,6 +18,8 @@ from llamafarm.export.beginning import beginning_with
 from llamafarm.export.request import ExportRequest
 from llamafarm.export.verify import by_modelfile, by_tokenizer, verify
 from llamafarm.models._generate import Sampling, generate
+from llamafarm.testing.rows import make_fields
+from llamafarm.testing.running import run as train
 
 BOS = {"type": "bos-scaling", "bos_scaling_factor": 0.05}
 METHOD = [{"type": "lora", "r": 4, "dropout": 0.0}, BOS]
@@ -45,6 +47,31 @@ def bos_run(trained, base_of, tmp_path_factory):
         return made[name, str(method)]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def eager_run(base_of, tmp_path_factory):
+    """A hardly trained run whose likeliest token is BOS nearly everywhere, as that of a random model may be."""
+    folder = tmp_path_factory.mktemp("eager")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base_of("phi3")),
+        AutoTokenizer.from_pretrained(base_of("phi3")),
+    )
+    with torch.no_grad():
+        ids = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        head = model.lm_head.weight
+        head[0] = 3 * head[model(ids["input_ids"]).logits[0, -1].argmax()]
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = "".join(json.dumps(row) + "\n" for row in make_fields(40))
+    (folder / "rows.jsonl").write_text(rows)
+    config = {
+        "base_model": str(folder / "base"),
+        "dataset": str(folder / "rows.jsonl"),
+        "method": METHOD,
+        "training": {"max_steps": 3, "learning_rate": 1e-3, "save_strategy": "no", "eval_strategy": "epoch"},
+    }
+    return train(folder, {"fine_tuner": {"type": "pytorch", "config": config}})[0].output_dir
 
 
 def greedy(model, ids, count=12):
@@ -83,6 +110,35 @@ def test_baked_equals_hooked_and_plain_transformers_begins_rows_with_bos(name, b
         item.passed
         for item in check(ExportRequest(str(run), "merged", tmp_path / "out"), registry, tmp_path / "out").checks
     )
+
+
+def test_a_model_that_says_bos_itself_is_compared_where_weights_can_do_as_training_did(eager_run, registry, tmp_path):
+    report = export(ExportRequest(str(eager_run), "merged", tmp_path / "out"), registry)
+    assert report.figures["first_token_taken_inside"] > 0, "the case is the one that is meant"
+    told = next(note for note in report.notes if "weights cannot tell the beginning of a row" in note)
+    assert f"at {report.figures['first_token_taken_inside']} of {report.figures['tokens_compared']} places" in told
+    assert told in (tmp_path / "out" / "README.md").read_text()
+    hooked, _ = load_trained(str(eager_run), registry, device="cpu", dtype=torch.float32)
+    baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    plain, inside = torch.tensor([[0, 9, 10, 11]]), torch.tensor([[0, 9, 0, 11]])
+    with torch.inference_mode():
+        assert (baked(plain).logits - hooked(plain).logits).abs().max() < 1e-5
+        # what the note is about: the same rows apart from a BOS inside, thousands of times the rounding
+        assert (baked(inside).logits - hooked(inside).logits).abs().max() > 1e-2
+
+
+def test_a_template_that_writes_bos_in_every_turn_is_refused(base_of, trained, registry, tmp_path):
+    folder = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(base_of("llama")).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base_of("llama"))
+    tokenizer.chat_template = NO_BOS.replace("{{ '<|' +", "{{ bos_token + '<|' +")
+    tokenizer.save_pretrained(folder)
+    run = trained("llama", METHOD, {"huggingface_id": str(folder)})
+    with pytest.raises(ModelError, match="inside of conversations too") as caught:
+        export(ExportRequest(str(run), "merged", tmp_path / "out"), registry)
+    assert caught.value.problems[0].id == "LF-MODEL-220"
+    assert not (tmp_path / "out").exists()
+    export(ExportRequest(str(run), "adapter", tmp_path / "adapter"), registry)  # our own commands know places
 
 
 def test_a_factor_that_is_not_baked_is_found(bos_run, registry, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafarm.api import NoConfig
+from llamafarm.api import DeviceSpec, NoConfig
 from llamafarm_hardware.cpu import Cpu, cpu_facts
 from llamafarm_hardware.limits import allowed_cores, allowed_memory
 
@@ -29,11 +29,27 @@ def test_the_cpu_of_this_machine_is_always_there() -> None:
     assert 1 <= device.details["cores"] <= (os.cpu_count() or 1)
     assert 0 < device.memory_bytes <= MACHINE
     values = {suggestion.path: suggestion.value for suggestion in profile.suggest(device)}
-    assert values == {
-        "base_model.torch_dtype": "float32",
-        "base_model.attn_implementation": "sdpa",
-        "training.dataloader_pin_memory": False,
+    assert values.keys() == {
+        "base_model.torch_dtype",
+        "base_model.attn_implementation",
+        "training.dataloader_pin_memory",
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "words"),
+    [
+        ({}, "float32", "no instructions for bf16"),
+        ({"avx512_bf16": True}, "auto", "AVX512-BF16 is here"),
+        ({"amx_bf16": True, "avx512_bf16": True}, "auto", "AMX and AVX512-BF16 is here"),
+    ],
+)
+def test_the_format_of_a_base_is_open_where_the_processor_computes_in_bf16(flags, dtype, words) -> None:
+    found = {item.path: item for item in Cpu(NoConfig()).suggest(DeviceSpec("cpu", "a CPU", details=flags))}
+    assert found["base_model.torch_dtype"].value == dtype
+    assert words in found["base_model.torch_dtype"].reason
+    assert found["base_model.attn_implementation"].value == "sdpa"
+    assert found["training.dataloader_pin_memory"].value is False
 
 
 def test_without_limits_the_machine_is_ours(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def problems(make, options, method=None):
         ({"stage": "sft", "training": {"stage": "pt"}}, LORA, "LF-STRATEGY-080", "disagree"),
         ({}, {"type": "lora", "bias": "all"}, "LF-STRATEGY-081", "bias: all"),
         ({}, {"type": "lora", "alpha": 2.5}, "LF-STRATEGY-081", "alpha: 2.5"),
+        ({}, {"type": "lora", "ranks": [4, 8]}, "LF-STRATEGY-081", "ranks"),
         ({}, {"type": "lora", "target_modules": ".*q_proj"}, "LF-STRATEGY-081", "name the modules"),
         ({}, {"type": "lora", "layers_to_transform": [1]}, "LF-STRATEGY-081", "layers_to_transform"),
         ({}, {"type": "lora", "init_lora_weights": "pissa"}, "LF-STRATEGY-081", "init_lora_weights"),
@@ -52,6 +53,12 @@ def problems(make, options, method=None):
         ({"arguments": {"do_train": False}}, LORA, "LF-STRATEGY-086", "a run trains"),
         ({"arguments": {"galore_rnk": 4}}, LORA, "LF-STRATEGY-087", "did you mean 'galore_rank'?"),
         ({"arguments": {"ref_model": "other"}}, LORA, "LF-SECURITY-020", "--set arguments.ref_model=VALUE"),
+        (
+            {"base_model": {"huggingface_id": "builtin:tiny", "template": "phi"}},
+            LORA,
+            "LF-STRATEGY-084",
+            "set template: phi",
+        ),
         ({"template": "lama3"}, LORA, "LF-STRATEGY-088", "did you mean 'llama3'?"),
         (
             {"training": {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}},

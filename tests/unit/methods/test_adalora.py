@@ -34,7 +34,7 @@ def take(model, method, run, steps, first=1):
         loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ROWS[:, 1:].flatten())
         (loss + methods.penalty()).backward()
         optimizer.step()
-        methods.stepped(step, STEPS, optimizer)
+        methods.stepped(step, STEPS, optimizer, list)
         optimizer.zero_grad()
 
 

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.autograd import gradcheck
 
+from llamafarm.errors import ModelError
+from llamafarm.export._merge import merge
 from llamafarm.models._adapter import blocks_without_compiling
 from llamafarm_methods.bridged import Boft, PTuning
 
@@ -70,6 +72,13 @@ def test_the_network_is_saved_beside_the_prompt_that_it_makes(kind, tiny_model_d
     assert saved.keys() == learned.keys()
     assert all(torch.equal(saved[name], parameter) for name, parameter in learned.items())
     assert load_file(tmp_path / "saved/adapter_model.safetensors").keys() == {"prompt_embeddings"}
+
+
+def test_a_prompt_is_not_merged_and_the_reason_is_its_own(tiny_model_dir, tmp_path):
+    method = PTuning(PTuning.Config(num_virtual_tokens=3))
+    adapted = apply(method, load(tiny_model_dir("llama")), tmp_path)
+    with pytest.raises(ModelError, match=r"p-tuning cannot be merged: it is put before each row.*LF-MODEL-117"):
+        merge(adapted, [method])
 
 
 def test_layers_of_an_lstm_are_not_those_of_an_mlp():

@@ -323,6 +323,14 @@ def test_what_cannot_be_baked_is_refused(build, tmp_path):
     assert caught.value.problems[0].id == "LF-MODEL-097"
 
 
+def test_a_run_is_told_at_its_start_that_only_llamafarm_will_run_the_result(build, tmp_path):
+    for options, reason in (({}, None), ({"tied": True}, "tied embeddings"), ({"eos_token_id": 0}, "also ends texts")):
+        run = RecordingRun(tmp_path)
+        scaled(build("llama", **options), run=run)
+        told = [e.fields["message"] for e in run.events if "only llamafarm will run" in e.fields["message"]]
+        assert [reason in message for message in told] == ([True] if reason else [])
+
+
 def test_hooks_are_gone_at_the_end(build, tmp_path):
     model, run = build("llama"), RecordingRun(tmp_path)
     before = alone(model, ROWS[0])

@@ -72,6 +72,20 @@ def test_the_configured_token_is_taken(tokenizer):
     assert method(use_bos_zero_training=False).first_token(tokenizer) is None
 
 
+@pytest.mark.parametrize(("has", "said"), [(None, "has no BOS;"), ("<|end|>", "has no BOS of its own")])
+def test_a_tokenizer_without_a_bos_of_its_own_is_refused_unless_the_token_is_named(tokenizer, has, said):
+    """As that of Qwen2, which has none, and that of GPT-NeoX, whose BOS is its EOS."""
+    end = tokenizer.eos_token
+    tokenizer.bos_token = end if has else None
+    with pytest.raises(ModelError, match=said) as caught:
+        method().first_token(tokenizer)
+    assert caught.value.problems[0].id == "LF-MODEL-221"
+    assert f"bos_token: {end!r} goes on with that one" in str(caught.value)
+    assert method(bos_token=end).first_token(tokenizer) == tokenizer.eos_token_id
+    assert method(bos_token="<|user|>").first_token(tokenizer) == tokenizer.convert_tokens_to_ids("<|user|>")
+    assert method(use_bos_zero_training=False).first_token(tokenizer) is None
+
+
 def test_an_unknown_token_is_refused(tokenizer):
     with pytest.raises(ModelError, match="does not have it") as caught:
         method(bos_token="<|usr|>").first_token(tokenizer)

@@ -55,6 +55,13 @@ def test_the_defaults_need_no_word(make):
     assert findings(make()) == ({}, {})
 
 
+def test_a_template_that_nobody_knows_is_refused_before_anything_is_loaded(make):
+    problems, _ = findings(make(base(template="lama3"), ("base_model.template",)))
+    problem = problems["LF-TEMPLATE-030"]
+    assert (problem.where, problem.hint) == ("strategy.yaml:base_model.template", "did you mean 'llama3'?")
+    assert findings(make(base(template="Phi-3"))) == ({}, {})
+
+
 REFUSED_IF_GIVEN = [
     ("training.fp16", training(fp16=True), None, "LF-TRAIN-001"),
     ("training.fp16", training(fp16=True), MPS, "LF-TRAIN-001"),
@@ -158,6 +165,16 @@ def test_8_bit_optimizers_need_bitsandbytes(make, without, optim):
     assert findings(make(training(optim=optim), (), CUDA)) == ({}, {})
     without("bitsandbytes")
     assert "pip install 'llamafarm[qlora]'" in findings(make(training(optim=optim), (), CUDA))[0]["LF-PLUGIN-023"].hint
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_in_blocks_do_not_grow(make, optim):
+    growing = Lora(Lora.Config(ranks=(4, 8)))
+    assert "LF-TRAIN-075" in findings(make(training(optim=optim), method=growing))[0]
+    assert "LF-TRAIN-075" not in findings(make(training(optim=optim)))[0]
+    assert findings(make(method=growing))[0] == {}
+    compiled = findings(make(training(torch_compile=True), method=growing))[0]
+    assert "LF-STRATEGY-053" in compiled
 
 
 @pytest.mark.parametrize(("optim", "used"), [("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch")])

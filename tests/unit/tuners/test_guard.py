@@ -81,6 +81,66 @@ def test_with_loss_scaling_an_overflow_is_no_news():
         subject.check(26, figures(norm=math.inf))
 
 
+def test_a_sound_step_ends_a_row_of_bad_ones():
+    for scaled, policy in ((False, "warn"), (True, "stop")):
+        subject = guard(policy=policy, scaled=scaled)
+        for start in (0, 30, 60):
+            for step in range(start, start + 25):
+                subject.check(step, figures(norm=math.inf))
+            assert subject.check(start + 25, figures())
+
+
+def test_with_loss_scaling_a_bad_loss_is_news_all_the_same():
+    with pytest.raises(Offence, match="the loss is nan"):
+        guard(scaled=True).check(1, figures(loss=math.nan, norm=math.nan))
+
+
+@pytest.mark.parametrize(
+    ("norm", "kinds"), [(100.0, []), (100.1, ["gradient-explosion"]), (0.0999, ["gradient-vanishing"])]
+)
+def test_the_range_of_gradient_norms_is_meant_exactly(norm, kinds):
+    said: list[dict[str, Any]] = []
+    guard(said, grad_norm_min=0.1, grad_norm_max=100.0).check(1, figures(norm=norm))
+    assert [item["kind"] for item in said] == kinds
+
+
+def test_only_the_last_window_of_steps_counts():
+    said: list[dict[str, Any]] = []
+    subject = guard(said, window=20)
+    for step in range(1, 101):
+        subject.check(step, figures(1.0 if step <= 60 else 4.0))
+    assert [item["step"] for item in said] == [61], "a new level is news once"
+    subject.check(101, figures(4.2))
+    assert len(said) == 1
+    assert len(subject.state_dict()["losses"]) == len(subject.state_dict()["norms"]) == 20
+
+
+def test_what_moves_by_a_share_of_a_large_loss_is_no_spike():
+    said: list[dict[str, Any]] = []
+    subject = guard(said)
+    for step in range(1, 31):
+        subject.check(step, figures(10.0))
+    subject.check(31, figures(10.9))
+    assert said == []
+    subject.check(32, figures(16.0))
+    assert [item["kind"] for item in said] == ["spike"]
+
+
+def test_steps_that_are_taken_again_are_warned_of_again():
+    said: list[dict[str, Any]] = []
+    subject = guard(said)
+    for step in (40, 41, 12, 13, 62):
+        subject.check(step, figures(loss=0.0))
+    assert [item["step"] for item in said] == [40, 12, 62]
+
+
+@pytest.mark.parametrize("anomalies", ["stop", "recover"])
+def test_a_learning_rate_is_the_users_own(anomalies):
+    said: list[dict[str, Any]] = []
+    assert guard(said, anomalies=anomalies).check(1, figures(rate=1e-7, peak=1e-7))
+    assert [item["kind"] for item in said] == ["low-learning-rate"]
+
+
 def test_off_looks_at_nothing():
     said: list[dict[str, Any]] = []
     assert guard(said, policy="off").check(1, figures(loss=math.nan))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -115,3 +116,11 @@ def test_a_resumed_journal_holds_the_lines_of_its_state_and_no_others(tmp_path):
     again.log(2, 0.2, 1.0, 1.0)
     lines = (tmp_path / "trainer_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["current_steps"] for line in lines] == [1, 2]
+
+
+def test_a_finished_log_is_on_the_disk_itself(tmp_path, monkeypatch):
+    journal, synced = Journal(tmp_path, 2), []
+    journal.log(1, 0.5, 1.0, 1.0)
+    monkeypatch.setattr("llamafarm.files.os.fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    journal.finish(2, 1.0, 2.0)
+    assert synced == [path.stat().st_ino for path in (tmp_path / "trainer_log.jsonl", tmp_path)]

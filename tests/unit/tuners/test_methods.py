@@ -75,7 +75,7 @@ def test_a_step_is_told_with_its_gradients_and_the_optimizer_itself(stack):
     assert term is not None
     term.backward()
     wrapped = type("Wrapped", (), {"optimizer": optimizer})()
-    methods.stepped(3, 9, wrapped)
+    methods.stepped(3, 9, wrapped, list)
     step, steps, gradient, given = counting.last
     assert (step, steps, given) == (3, 9, optimizer)
     assert torch.equal(gradient, 2 * methods.model.weight)

@@ -206,7 +206,7 @@ def _blocks(parts: Tensors, lengths: Sequence[int], scale: float, out: torch.Ten
                     len(keys), -1, q.shape[2]
                 )
                 weights = _weights(scratch, queries, keys[:, :last], first)
-                result = scratch.product("result", weights, values[:, :last]).view(-1, last - first, q.shape[2])
+                result = scratch.product("result", weights, values[:, :last]).view(-1, last - first, v.shape[2])
                 out[span, piece.queries] = result[:, : span.stop - span.start].transpose(0, 1)
     return []
 
@@ -220,10 +220,10 @@ def _blocks_backward(
         for piece in _pieces(parts, lengths):
             keys = scratch.filled("k", k[piece.keys, piece.span], piece.filled)
             values = scratch.filled("v", v[piece.keys, piece.span], piece.filled)
-            of_keys, of_values = (scratch(name, *keys.shape).zero_() for name in ("of_k", "of_v"))
+            of_keys, of_values = scratch("of_k", *keys.shape).zero_(), scratch("of_v", *values.shape).zero_()
             for first, last, span in piece.blocks():
                 queries = scratch.filled("q", q[piece.queries, span], last - first, scale).view(len(keys), -1, size)
-                given = scratch.filled("g", gradient[piece.queries, span], last - first).view(len(keys), -1, size)
+                given = scratch.filled("g", gradient[piece.queries, span], last - first).view(len(keys), -1, v.shape[2])
                 weights = _weights(scratch, queries, keys[:, :last], first)
                 of_weights = scratch.product("of_weights", given, values[:, :last].transpose(1, 2))
                 of_values[:, :last] += scratch.product("sum", weights.transpose(1, 2), given)

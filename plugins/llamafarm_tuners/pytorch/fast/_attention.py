@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llamafarm_tuners.pytorch.fast._attend import attend, attend_backward
+from llamafarm_tuners.pytorch.fast._capped import capped, capped_documents
 from llamafarm_tuners.pytorch.fast._linear import batched_products_pay
 
 KERNEL = "llamafarm_documents"
@@ -48,6 +49,7 @@ def document_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    softcap: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document.
@@ -61,6 +63,7 @@ def document_attention(
         dropout: Share of the weights that are dropped.
         scaling: Of the scores; by default the root of the size.
         cu_seq_lens_q: Where documents begin, and the end; without it this is transformers' own `sdpa`.
+        softcap: What the scores stay below, if they are capped; then this is its own `eager`, without weights.
         **others: What the architecture says besides.
 
     Returns:
@@ -69,6 +72,9 @@ def document_attention(
     Raises:
         NotImplementedError: If the architecture changes the scores in a way that this kernel does not know.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is not None and cu_seq_lens_q is None:
+        return capped((query, key, value), attention_mask, scale, softcap, dropout).transpose(1, 2), None
     if cu_seq_lens_q is None:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
@@ -76,10 +82,13 @@ def document_attention(
         return result
     _require_plain(module, others)
     dtype, lengths = query.dtype, cu_seq_lens_q.diff().tolist()
+    if softcap is not None:
+        if dropout:
+            raise NotImplementedError("dropout in capped attention")
+        return capped_documents((query[0], key[0], value[0]), lengths, scale, softcap).transpose(0, 1)[None], None
     if query.device.type == "cpu" and dtype != torch.float32:  # the kernel's way back is slow in half precision
         query, key, value = query.float(), key.float(), value.float()
     if query.device.type == "cpu" and not dropout and batched_products_pay():
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return _Documents.apply(query[0], key[0], value[0], lengths, scale)[None].to(dtype), None
     grouped = query.shape[1] != key.shape[1]
     parts = [

@@ -7,7 +7,7 @@ multiply, norms before a residual is added, a factor there, the activation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from llamafarm_tuners.pytorch._batches import KEPT
+from llamafarm_tuners.pytorch.fast._capped import capped_documents
 from llamafarm_tuners.pytorch.fast._group import Group, refused_member
 from llamafarm_tuners.pytorch.fast._layers import (
     ACTIVATIONS,
@@ -26,6 +28,7 @@ from llamafarm_tuners.pytorch.fast._layers import (
     Heads,
     Norm,
     NormedGroup,
+    turned,
 )
 
 
@@ -36,25 +39,32 @@ class Family:
     Attributes:
         shifted: Norms multiply by 1 + weight, in float32.
         sandwiched: Attention and feed-forward have a norm behind them too.
+        capped: Scores of attention stay below a cap, and heads have no norms.
     """
 
     shifted: bool = False
     sandwiched: bool = False
+    capped: bool = False
 
 
 FAMILIES = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Granite", "SmolLM3", "Ministral"), Family()),
     "Gemma": Family(shifted=True),
+    "Gemma2": Family(shifted=True, sandwiched=True, capped=True),
     "Gemma3": Family(shifted=True, sandwiched=True),
 }
 """By what stands before `DecoderLayer` in the names of transformers."""
 
 
 class FastLayer:
-    """The faster way of one decoder layer; `forward` takes its place."""
+    """The faster way of one decoder layer; `forward` takes its place.
 
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
+    Attributes:
+        last: Nothing but a norm and the head follow: what is not wanted there needs no more than its keys and values.
+    """
+
+    def __init__(self, layer: Any, *, last: bool = False) -> None:
+        self.layer, self.last = layer, last
         family, attention, config = FAMILIES[_family(layer)], layer.self_attn, layer.self_attn.config
         self.input, self.before, *self.behind = (_norm(norm, family) for norm in _norms(layer, family))
         head_norms = _head_norms(attention)
@@ -62,6 +72,7 @@ class FastLayer:
         self.heads = Heads(
             config.num_attention_heads, config.num_key_value_heads, attention.head_dim, attention.scaling, norms
         )
+        self.cap: float | None = attention.attn_logit_softcapping if family.capped else None
         self.turned = bool(getattr(attention, "use_rope", True))
         self.factor = float(getattr(layer, "residual_multiplier", 1.0))
         self.activation = ACTIVATIONS[_activation(config)]
@@ -82,7 +93,7 @@ class FastLayer:
         if bounds is None or cached is not None or args or not taken:
             return self.plain(hidden_states, *args, **named)
         cos, sin = (angles[0, :, : self._pairs(angles)].float() for angles in named["position_embeddings"])
-        arguments = (hidden_states[0], cos, sin, bounds.diff().tolist())
+        arguments = (hidden_states[0], cos, sin, bounds.diff().tolist(), self._kept(len(hidden_states[0]), named))
         with torch.autocast(hidden_states.device.type, enabled=False):
             if getattr(self.layer, "gradient_checkpointing", False) and self.layer.training and torch.is_grad_enabled():
                 # transformers wraps the forward of its classes, which an instance's own does not go through
@@ -93,15 +104,45 @@ class FastLayer:
         """How many pairs of a head's entries are turned by the positions."""
         return angles.shape[-1] // 2 if self.turned else 0
 
-    def _forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    def _kept(self, tokens: int, named: Mapping[str, Any]) -> torch.Tensor | None:
+        """The tokens to go on with after attention; None for all, as dropout and hooks want it."""
+        kept: torch.Tensor | None = named.get(KEPT) if self.last else None
+        if kept is None or len(kept) == tokens or self.layer._forward_hooks:  # noqa: SLF001  # no other way
+            return None
+        return None if any(group.drops for group in self.groups) else kept
+
+    def _forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        lengths: Sequence[int],
+        kept: torch.Tensor | None,
+    ) -> torch.Tensor:
+        tokens = len(x)
         qkv, output, gate_up, down = self.groups
         heads = NormedGroup.apply(x, self.input, qkv, *qkv.parameters())
-        attended = Attention.apply(heads, cos, sin, lengths, self.heads)
+        attended = self._attended(heads, cos, sin, lengths)
+        if kept is not None:
+            attended, x = attended[kept], x[kept]
         y = AddedGroup.apply(attended, self._added(x), output, *output.parameters())
         x = self._joined(y, x, 0)
         both = NormedGroup.apply(x, self.before, gate_up, *gate_up.parameters())
         y = GatedGroup.apply(both, self._added(x), down, self.activation, *down.parameters())
-        return self._joined(y, x, 1)
+        y = self._joined(y, x, 1)
+        return y if kept is None else y.new_zeros(tokens, y.shape[1]).index_copy(0, kept, y)
+
+    def _attended(
+        self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        if self.cap is None:
+            attended: torch.Tensor = Attention.apply(heads, cos, sin, lengths, self.heads)
+            return attended
+        apart = heads.view(len(heads), -1, self.heads.size).transpose(0, 1).float()
+        q, k, v = (apart[part] for part in self.heads.parts())
+        parts = turned(q, cos, sin), turned(k, cos, sin), v
+        result = capped_documents(parts, lengths, self.heads.scale, self.cap)
+        return result.transpose(0, 1).reshape(len(heads), -1).to(heads.dtype)
 
     def _added(self, residual: torch.Tensor) -> torch.Tensor | None:
         """The residual if it can be added with the product before it."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from llamafarm_tuners.pytorch.fast._frozen import times
-from llamafarm_tuners.pytorch.fast._linear import product
+from llamafarm_tuners.pytorch.fast._linear import low_product
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 
 _TINY = 1e-30
@@ -51,7 +51,7 @@ class Dora(Lora):
         left = x * mask
         z = times(left, weight).mul_(rest)
         y -= z
-        low = product(left, a.to(x.dtype))
+        low = low_product(left, a)
         z.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
         y += z * (magnitudes / self._length(weight))
         return [low, mask, z]

@@ -52,6 +52,11 @@ class Group:
         self.adapters = [_adapter(module) for module in modules]
         self.takes, self.release = self.frozen.takes, self.frozen.release
 
+    @property
+    def drops(self) -> bool:
+        """Whether some adapter drops inputs now."""
+        return any(adapter.dropout for adapter in self._counting())
+
     def parameters(self) -> list[torch.Tensor]:
         """Those of each adapter that counts."""
         return [parameter for adapter in self._counting() for parameter in adapter.parameters]

@@ -19,6 +19,9 @@ from llamafarm_tuners.pytorch.fast._linear import product
 
 _CHUNK_BYTES = {"cpu": 32 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+_EVEN = 64
+"""Chunks are a multiple of it: products with other numbers of rows are slower."""
+
 _TINY = 1e-30
 """Below it a probability in float32 may have lost digits, and its logarithm is taken another way."""
 
@@ -120,15 +123,15 @@ def _loss_and_gradients(
     shift = None if bias is None else bias.to(dtype)
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     right = torch.full((), -1 if any(learns) else 0, dtype=torch.long, device=hidden.device)
-    budget = _CHUNK_BYTES.get(hidden.device.type, _CHUNK_BYTES_ELSEWHERE)
-    size = max(16, budget // (4 * weight.shape[0]))
-    for start in range(0, len(targets), size):
+    for start, size in _chunks(len(targets), weight.shape[0], dtype, hidden.device):
         chunk, wanted = states[start : start + size], targets[start : start + size, None]
         logits = product(chunk, matrix, shift).float()
-        probabilities = torch.softmax(logits, 1)
-        loss += _negative_log(probabilities, logits, wanted)
         if not any(learns):
             right += (logits.argmax(1, keepdim=True) == wanted).sum()
+        total, probabilities = _loss_in_place(logits, wanted)
+        # a probability of (nearly) 0 says too little of its logarithm; asking would make a GPU wait
+        loss += _exact(product(chunk, matrix, shift), wanted) if total is None else total
+        if not any(learns):
             continue
         error = probabilities.scatter_add_(1, wanted, probabilities.new_full(wanted.shape, -1.0)).to(dtype)
         if gradients[0] is not None:
@@ -141,9 +144,23 @@ def _loss_and_gradients(
     return loss, right, [None if part is None or found is None else found.to(part.dtype) for part, found in pairs]
 
 
-def _negative_log(probabilities: torch.Tensor, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Start and size of each chunk: what it takes in float32, and in `dtype` before and after, stays in the budget."""
+    each = vocabulary * (4 if dtype == torch.float32 else 4 + 2 * dtype.itemsize)
+    size = max(16, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // each)
+    size -= size % _EVEN if size > _EVEN else 0
+    return ((start, size) for start in range(0, tokens, size))
+
+
+def _loss_in_place(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The sum of -log p, None if digits were lost; and p, which takes the place of the logits."""
+    if logits.device.type != "cpu":
+        total = _exact(logits, wanted)
+        return total, torch.softmax(logits, 1, out=logits)
+    probabilities = torch.softmax(logits, 1, out=logits)
     chosen = probabilities.gather(1, wanted)
-    hopeless = (chosen < _TINY).squeeze(1)
-    if logits.device.type != "cpu" or bool(hopeless.any()):  # asking would make a GPU wait
-        return functional.cross_entropy(logits, wanted.squeeze(1), reduction="sum")
-    return -chosen.log().sum()
+    return None if bool((chosen < _TINY).any()) else -chosen.log().sum(), probabilities
+
+
+def _exact(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), wanted.squeeze(1), reduction="sum")

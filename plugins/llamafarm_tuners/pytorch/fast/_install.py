@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class Paths:
         mask: What the model is given in place of a mask then.
         selective: The model computes logits at chosen positions alone.
         head: The head whose product with the loss is computed in chunks.
+        ends: The last layer finishes the tokens alone at which there is something to learn.
         undo: Brings the model back before the end of the run.
     """
 
@@ -60,6 +61,7 @@ class Paths:
     mask: torch.Tensor | None = None
     selective: bool = False
     head: nn.Module | None = None
+    ends: bool = False
     undo: Callable[[], None] = _nothing
 
     def left(self) -> Paths:
@@ -69,7 +71,9 @@ class Paths:
 
     def batch(self, rows: Sequence[TokenRow], pad_token_id: int, multiple: int = 1) -> Batch:
         """Rows as tensors."""
-        return in_one_row(rows, self.mask) if self.documents else padded(rows, pad_token_id, multiple)
+        if not self.documents:
+            return padded(rows, pad_token_id, multiple)
+        return replace(in_one_row(rows, self.mask), ends=self.ends)
 
 
 @contextmanager
@@ -122,7 +126,7 @@ def fast_paths(
             onednn_products=products,
             **liger,
         )
-        yield Paths(apart, mask, can_select_logits(model), head, stack.close)
+        yield Paths(apart, mask, can_select_logits(model), head, bool(layers), stack.close)
 
 
 def _head(model: nn.Module, rows: Sequence[TokenRow], device: torch.device) -> nn.Module | None:
@@ -148,13 +152,14 @@ def _documents(
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if any(window is not None and window < longest for window in windows):
         return f"rows of {longest:,} tokens are longer than the window of this model's attention"
-    if before != "sdpa" and "flash" not in str(before):
+    ours = before == "sdpa" or (before == "eager" and getattr(text, "attn_logit_softcapping", None) is not None)
+    if not ours and "flash" not in str(before):
         return f"{before} attention does not keep documents apart"
     register()
     reason: str | None = ""
-    for kernel in _kernels(model, device, text) if before == "sdpa" else (str(before),):
+    for kernel in _kernels(model, device, text) if ours else (str(before),):
         transformers_model(model).set_attn_implementation(kernel)
-        reason = _unlike(model, device, probe, stand_in(kernel, device) if before == "sdpa" else None)
+        reason = _unlike(model, device, probe, stand_in(kernel, device) if ours else None)
         if reason is None:
             stack.callback(transformers_model(model).set_attn_implementation, before)
             return None
@@ -167,7 +172,8 @@ def _kernels(model: nn.Module, device: torch.device, text: Any) -> tuple[str, ..
     on = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if on else transformers_model(model).dtype
     half = dtype in (torch.bfloat16, torch.float16)
-    variable = device.type == "cuda" and half and not getattr(text, "attention_dropout", 0.0)
+    plain = not getattr(text, "attention_dropout", 0.0) and getattr(text, "attn_logit_softcapping", None) is None
+    variable = device.type == "cuda" and half and plain
     return (VARIABLE, KERNEL) if variable else (KERNEL,)
 
 
@@ -191,7 +197,7 @@ def _layers(
         return 0, "mixed precision on a base in float32"
     reasons = {id(layer): refusal(layer) for layer in found}
     with ExitStack() as trial:
-        fast = [FastLayer(layer) for layer in found if reasons[id(layer)] is None]
+        fast = [FastLayer(layer, last=layer is found[-1]) for layer in found if reasons[id(layer)] is None]
         for layer in fast:
             trial.callback(layer.release)
         fault = probe.fault(model, device, mask) if fast else None

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._linear import product
+from llamafarm_tuners.pytorch.fast._linear import low_product, product
 
 Kept = list[torch.Tensor | None]
 
@@ -68,7 +68,7 @@ class Lora:
         """
         a, b = self.parameters[:2]
         mask, _ = self._mask(x)
-        low = product(x if mask is None else x * mask, a.to(x.dtype))
+        low = low_product(x if mask is None else x * mask, a)
         y.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
         return [low, mask]
 
