@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from llamafarm_methods.hooks import llamafarm_methods
 from llamafarm_tuners.pytorch.tuner import PytorchTuner
 
 METHODS = {method.name: method for method in llamafarm_methods()}
+
+sys.path.append(str(Path(__file__).parent))  # for forked, which not every test here needs
 
 
 def conversation(index: int) -> Example:

@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from forked import Forks
 
 from llamafarm.cli.guard import run as main
-from llamafarm.testing.forked import Forks
 from llamafarm.testing.rows import make_fields
 
 pytestmark = pytest.mark.e2e

@@ -72,7 +72,7 @@ class Forks:
 
     def __enter__(self) -> Self:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "llamafarm.testing.forked"],
+            [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -135,7 +135,7 @@ def _become(wanted: Mapping[str, Any]) -> None:
         for number, descriptor in enumerate((nothing, nothing, err)):
             os.dup2(descriptor, number)
         if sys.platform != "linux":
-            os.execv(sys.executable, [sys.executable, "-m", "llamafarm", *wanted["argv"]])  # noqa: S606  # ourselves
+            os.execv(sys.executable, [sys.executable, "-m", "llamafarm", *wanted["argv"]])  # ourselves
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from llamafarm.cli.guard import run
 
