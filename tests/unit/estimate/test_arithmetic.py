@@ -6,13 +6,14 @@ import random
 
 import peft
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llamafarm.api import AdapterSpec
 from llamafarm.core.registry import load_registry
 from llamafarm.estimate.adapters import trained
 from llamafarm.estimate.architecture import read_architecture
-from llamafarm.estimate.arithmetic import micro_batches, packs, quantized_bytes, training_flops
+from llamafarm.estimate.arithmetic import OPTIMIZER_BYTES, micro_batches, packs, quantized_bytes, training_flops
 from llamafarm.testing.run_context import RecordingRun
 
 SMALL = {
@@ -24,6 +25,27 @@ SMALL = {
     "vocab_size": 400,
     "pad_token_id": 0,
 }
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_BYTES)
+def test_state_of_optimizers(name):
+    """What a step of the real one leaves for each parameter; in 8 bits a table of 256 values is shared by all."""
+    if "8bit" in name or "32bit" in name:
+        pytest.importorskip("bitsandbytes")
+    from llamafarm.api import TrainingConfig
+    from llamafarm_tuners.pytorch._optimizer import build_optimizer
+
+    weight = torch.nn.Linear(256, 256, bias=False)
+    optimizer = build_optimizer(weight, TrainingConfig(optim=name, weight_decay=0.0), "cpu")
+    weight.weight.grad = torch.ones_like(weight.weight)
+    optimizer.step()
+    kept = [
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and key not in ("step", "qmap1", "qmap2")
+    ]
+    assert sum(kept) / weight.weight.numel() == pytest.approx(OPTIMIZER_BYTES[name], rel=0.01)
 
 
 def built(model_type):

@@ -21,6 +21,12 @@ def test_without_a_global_batch_nothing_changes():
     assert settle(devices=8, batch_size=3, gradient_accumulation_steps=5) == (3, 5)
 
 
+def test_a_size_that_is_to_be_found_gives_way():
+    training = TrainingConfig.model_validate({"batch_size": "auto", "global_batch_size": 6})
+    settled = settle_batches(training, {MICRO: "s.yaml:1", "training.global_batch_size": "s.yaml:2"}, 1)
+    assert (settled.batch_size, settled.gradient_accumulation_steps) == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("options", "told", "devices", "expected"),
     [

@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from llamafarm.api import GuardConfig
 from llamafarm.errors import DiskError, LlamaFarmError, NumericError, StrategyError
+from llamafarm.testing.run_context import RecordingRun
+from llamafarm_tuners.pytorch._recovery import Recovery
+from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._state import Engine, read_state, restore, snapshot, understood, write_state
 from llamafarm_tuners.pytorch._tree import copied, pack, unpack
+from llamafarm_tuners.pytorch.guard import Figures, Offence
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 TREES = st.recursive(
@@ -237,3 +242,23 @@ def test_a_state_that_is_not_finite_is_never_written(tmp_path):
     with pytest.raises(NumericError, match="exp_avg of the training state is not finite"):
         write_state(snapshot(subject, 1), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_is_not_finite_is_none_to_go_back_to(tmp_path):
+    subject, figures = engine("adamw"), Figures(math.nan, 1.0, 1.0, 1e-3, 1e-3)
+    offence = Offence(3, "LF-NUMERIC-001", "non-finite", "the loss is nan", "recover", figures)
+    run = RecordingRun(tmp_path)
+
+    def patient() -> Patient:
+        work: Any = subject
+        return Patient(work.model, work.optimizer, work.scheduler, Accelerator(cpu=True), lambda: None, 0.1)
+
+    recovery = Recovery(GuardConfig(policy="recover", snapshot_steps=1), run, patient)
+    take(subject)
+    recovery.keep(subject, 1)
+    sound = everything(subject)
+    with torch.no_grad():
+        subject.model.one.weight[0, 0] = math.nan
+    recovery.keep(subject, 2)
+    assert recovery.back(subject, offence) == 1
+    assert everything(subject) == sound
