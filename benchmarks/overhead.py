@@ -78,6 +78,7 @@ def trainings(folder: Path, stack: ExitStack, steps: int) -> Iterator[tuple[str,
     from llamafarm.data.fit import TokenizedRow
     from llamafarm.models._load import quiet
     from llamafarm.testing.run_context import RecordingRun
+    from llamafarm_tuners.pytorch._methods import Methods
     from llamafarm_tuners.pytorch._step import Work
     from llamafarm_tuners.pytorch._store import Trained
     from llamafarm_tuners.pytorch._train import Continuation, _Training
@@ -116,7 +117,8 @@ def trainings(folder: Path, stack: ExitStack, steps: int) -> Iterator[tuple[str,
         run: Any = Run(out)
         paths = stack.enter_context(fast_paths(model, tokens, accelerator.device, run, Wanted()))
         trained: Any = Trained(model, Tokenizer(), "", "")  # type: ignore[arg-type]
-        made = _Training(Work(trained, tokens, [], training, accelerator, out, paths=paths), run, Continuation())
+        work = Work(trained, tokens, [], training, accelerator, out, Methods(model, (), run), paths=paths)
+        made = _Training(work, run, Continuation())
         made.start()
         yield way, made
 

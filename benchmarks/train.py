@@ -91,8 +91,8 @@ class Bench:
         except subprocess.TimeoutExpired:
             return {"failed": f"took longer than {self.timeout:.0f} s"}
         except (OSError, ValueError, IndexError) as error:  # no such Python, or nothing that it said
-            told = " ".join(done.stderr.split())[-300:] if isinstance(error, ValueError | IndexError) else str(error)
-            return {"failed": told.replace("|", "/") or "no figures"}
+            lines = [str(error)] if isinstance(error, OSError) else [line for line in done.stderr.splitlines() if line]
+            return {"failed": lines[-1].strip()[-200:].replace("|", "/") if lines else "no figures"}
         return found
 
 
@@ -144,6 +144,9 @@ class Store:
             if kept["settings"] != self._settings:
                 sys.exit(f"{path} holds figures of {kept['settings']}, not of {self._settings}: name another file")
             self.found = kept["found"]
+            for runs in [runs for ways in self.found.values() for runs in ways.values()]:
+                while runs and "failed" in runs[-1]:  # once more
+                    runs.pop()
 
     def rounds(self, threads: int, way: str) -> list[dict[str, Any]]:
         """The rounds of a way so far."""

@@ -217,3 +217,17 @@ def one_of(valid: Iterable[str]) -> str:
     """`'a', 'b' or 'c'` for messages."""
     names = [repr(name) for name in sorted(valid)]
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def began_as_interrupt(error: BaseException) -> bool:
+    """Whether an error came of somebody's wish to stop, which hit a library that stumbled while it cleared up."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, KeyboardInterrupt):
+            return True
+        if one is not None and not any(one is other for other in seen):
+            seen.append(one)
+            waiting += [one.__cause__, one.__context__]
+    return False

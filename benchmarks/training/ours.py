@@ -18,6 +18,7 @@ from llamafarm.api import TrainingConfig
 from llamafarm.data.fit import TokenizedRow
 from llamafarm.models._load import quiet
 from llamafarm.testing.run_context import RecordingRun
+from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._step import Stepper, Work
 from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
@@ -60,7 +61,7 @@ def main() -> None:
         paths = stack.enter_context(fast_paths(model, rows, accelerator.device, run, wanted))
         trained: Any = Trained(model, _Tokenizer(), "", "")  # type: ignore[arg-type]
         stepper = Stepper(
-            Work(trained, rows, [], training, accelerator, Path(out), paths=paths),
+            Work(trained, rows, [], training, accelerator, Path(out), Methods(model, (), run), paths=paths),
             plan_sizes(len(rows), training, 1),
             run.emit,
         )

@@ -17,7 +17,7 @@ from llamafarm.cli.root import complete_shell, program
 from llamafarm.cli.session import Session
 from llamafarm.cli.table import PROGRAM
 from llamafarm.cli.usage import usage_error
-from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Problem, Stopped
+from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Problem, Stopped, began_as_interrupt
 
 # typer has carried a copy of click inside since 0.2x and used click itself before: its one public class leads to both.
 _PARSING_ERROR: Final[type[Any]] = typer.BadParameter.__mro__[2]
@@ -61,9 +61,11 @@ def _run(session: Session) -> int:
         return _fail(session, usage_error(error, session.argv))
     except BrokenPipeError:
         raise
-    except OSError as error:
-        return _fail(session, _disk_error(error)) if error.errno in _DISK else _crash(session, error)
-    except Exception as error:  # noqa: BLE001  # the last net: a defect is reported, not shown as a traceback
+    except Exception as error:  # the last net: a defect is reported, not shown as a traceback
+        if began_as_interrupt(error):
+            raise KeyboardInterrupt from error
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return _fail(session, _disk_error(error))
         return _crash(session, error)
     return ExitCode.OK
 

@@ -87,8 +87,7 @@ class _Loading:
         written = self.read(source) if source else Layer()
         self.choose_fragments(written, request)
         below, strategy = self.canonical([*self.fragments(written), written], Layer())
-        overrides = Overrides(self.registry, strategy.values, self.problems)
-        layers = [overrides.environment(), overrides.flags(request.flags), *overrides.sets(request.sets)]
+        layers = Overrides(self.registry, strategy.values, self.problems).layers(request.flags, request.sets)
         above, overridden = self.canonical(layers, strategy)
         values = overridden.values
         device, probes = choose_device(values, self.registry, self.instead)
@@ -123,7 +122,7 @@ class _Loading:
     def choose_fragments(self, written: Layer, request: Request) -> None:
         """Take `--set defaults.KEY=NAME` and its variable into account: fragments are read before overrides."""
         overrides = Overrides(self.registry, {}, [])  # their problems are found again when they are all read
-        for layer in (overrides.environment(), *overrides.sets(request.sets)):
+        for layer in overrides.layers((), request.sets):
             chosen = layer.values.get("defaults")
             if chosen and not isinstance(written.values.get("defaults", {}), dict):
                 del written.values["defaults"]  # as when they are merged: what stands above replaces it

@@ -33,6 +33,14 @@ class Overrides:
     written: Mapping[str, Any]
     problems: list[Problem]
 
+    def layers(self, flags: tuple[Flag, ...], sets: tuple[str, ...]) -> list[Layer]:
+        """All, the strongest last; a flag that puts a method on the stack means the stack that `sets` choose."""
+        loose = self.registry.loose_keys()
+        swaps, leaves = self.sets(sets)
+        plain = tuple(flag for flag in flags if flag.path not in loose)
+        on_top = tuple(flag for flag in flags if flag.path in loose)
+        return [self.environment(), self.flags(plain), *swaps, self.flags(on_top), *leaves]
+
     def environment(self) -> Layer:
         """`LLAMAFARM_TRAINING__LEARNING_RATE=1e-4` and the like."""
         layer = Layer()
@@ -49,8 +57,8 @@ class Overrides:
             self._put(layer, flag.path, flag.value, Origin("flag", flag.spelling, flag.spelling))
         return layer
 
-    def sets(self, texts: tuple[str, ...]) -> list[Layer]:
-        """`--set` values: first those that swap a component, then those that set one option."""
+    def sets(self, texts: tuple[str, ...]) -> tuple[list[Layer], list[Layer]]:
+        """`--set` values: those that swap a component, and those that set one option, which come after them."""
         swaps: list[Layer] = []
         leaves: list[Layer] = []
         for text in texts:
@@ -67,7 +75,7 @@ class Overrides:
                 layer = Layer()
                 self._put(layer, self._indexed(key), self._parse(value, place), Origin("set", place, place))
                 (swaps if last in (*COMPONENT_KEYS, "method") else leaves).append(layer)
-        return [*swaps, *leaves]
+        return swaps, leaves
 
     def _methods(self) -> list[dict[str, Any]]:
         return descend(self.written, (*TUNER, "method")) or [{}]

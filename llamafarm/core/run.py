@@ -25,7 +25,7 @@ from llamafarm.core.record import OWN, manifest_of
 from llamafarm.core.registry import Registry
 from llamafarm.core.signals import Wishes
 from llamafarm.data.prepare import prepare
-from llamafarm.errors import ExitCode, LlamaFarmError, Stopped
+from llamafarm.errors import ExitCode, LlamaFarmError, Stopped, began_as_interrupt
 from llamafarm.files import sync_folder, write_atomically
 from llamafarm.versions import versions
 
@@ -166,7 +166,9 @@ class Run:
         with self.wishes.heard():
             try:
                 yield
-            except KeyboardInterrupt as error:
+            except BaseException as error:
+                if isinstance(error, LlamaFarmError) or not began_as_interrupt(error):
+                    raise
                 raise Stopped(self.wishes.exit_code, self._farewell()) from error
 
     @contextmanager
@@ -291,7 +293,7 @@ class Run:
         self._save_manifest()
 
     def _fail(self, error: BaseException) -> None:
-        interrupted = isinstance(error, KeyboardInterrupt)
+        interrupted = began_as_interrupt(error) and not isinstance(error, LlamaFarmError)
         code = error.exit_code if isinstance(error, LlamaFarmError) else ExitCode.UNEXPECTED
         code = self.wishes.exit_code if interrupted else code
         self._manifest |= {

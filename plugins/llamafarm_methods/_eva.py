@@ -26,6 +26,8 @@ from llamafarm_methods.config import LoraConfig
 _RANKS = "llamafarm_eva_ranks"
 _MOST_BATCHES = 512
 """Batches that are kept to go through them again."""
+_ROWS = 8
+"""Rows of a batch, at least: of fewer, two batches look alike before anything has settled."""
 _PASSES = 20
 _FEWEST = 200
 
@@ -61,7 +63,7 @@ def state(model: nn.Module) -> Mapping[str, Any]:
 
 def load_state(model: nn.Module, config: LoraConfig, kept: Mapping[str, Any]) -> None:
     """Give each layer the rank that it had; nothing, if it has it."""
-    if getattr(model, _RANKS, None) is not None:
+    if getattr(model, _RANKS, None) is not None or "ranks" not in kept:  # of another start: refused later
         return
     layers, ranks = _layers(model), kept["ranks"]
     empty = {path: torch.zeros(rank, layers[path].in_features) for path, rank in ranks.items() if path in layers}
@@ -110,7 +112,7 @@ def _batches(start: TrainingStart, needed: int, layers: Mapping[str, LoraLayer],
         )
         raise ModelError.of("LF-MODEL-200", message, hint="lower r, or eva_config.rho")
     which = "labels" if options.use_label_mask else "attention_mask"
-    size, previous = 1, 0
+    size, previous = _ROWS, 0
     while True:
         found = list(islice(start.batches(size), _MOST_BATCHES))
         enough = [batch for batch in found if _measured(batch, which) >= needed]

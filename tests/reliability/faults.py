@@ -151,6 +151,8 @@ class Laboratory:
         if pid == 0:
             try:
                 code = self._watched(fault, log, graves)
+            except KeyboardInterrupt:  # before the command listened
+                code = 130
             except BaseException as error:  # noqa: BLE001  # a child must never return into the parent's work
                 (self.folder / "said").write_text(f"Traceback: {error!r}")
                 code = 70

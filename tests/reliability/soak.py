@@ -1,4 +1,4 @@
-"""Faults at random instants: SIGKILL, SIGTERM, SIGHUP, a full disk, I/O errors, jumps of file times; minutes on end.
+"""Faults at random instants: five signals, a full disk, I/O errors, jumps of file times; minutes on end.
 
     python tests/reliability/soak.py --minutes 60
 
@@ -19,9 +19,15 @@ from collections import Counter
 
 from faults import FAIL_FROM, KINDS, Ended, Fault, Laboratory, laboratories
 
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "hang-up": signal.SIGHUP}
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "hang-up": signal.SIGHUP,
+    "interrupt": signal.SIGINT,
+    "checkpoint": signal.SIGUSR1,
+}
 ERRORS = {"full disk": errno.ENOSPC, "I/O error": errno.EIO}
-EXPECTED = frozenset({0, 7, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP})
+EXPECTED = frozenset({0, 7, 75, 130, *(-number for number in SIGNALS.values())})
 """Before the program listens to it, a signal ends the process as the system does."""
 
 

@@ -82,6 +82,8 @@ class LlamaFactoryTuner(FineTuner[LlamaFactoryConfig]):
         if code != 0:
             raise failure(code, course.error, log, names, plan, kept=course.step > 0)
         if course.stopped:
+            if stage_of(self.config) == "ppo":
+                run.emit("notice", message=f"stage ppo cannot go on later; the model of step {course.step} is kept")
             raise KeyboardInterrupt
         run.emit("phase", name="saving")
         return finish(plan, base, arguments, course)

@@ -91,10 +91,15 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def computes_exactly(model: nn.Module) -> bool:
-    """Whether all weights and products are float32; those of packed weights are in a format of their own."""
+    """Whether all weights and products are float32.
+
+    Products of packed weights have a format of their own; and on the way back bitsandbytes rounds such weights to the
+    format that they were packed from.
+    """
     weights = all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
     products = {getattr(module, "compute_dtype", None) for module in model.modules()}
-    return weights and products <= {None, torch.float32}
+    origins = {getattr(getattr(p, "quant_state", None), "dtype", None) for p in model.parameters()}
+    return weights and products | origins <= {None, torch.float32}
 
 
 def _cut(row: TokenRow) -> TokenizedRow:

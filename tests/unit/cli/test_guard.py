@@ -76,6 +76,21 @@ def test_an_interruption_is_130(failing):
     assert (ended.code, ended.err) == (ExitCode.INTERRUPTED, "interrupted\n")
 
 
+def test_what_a_library_makes_of_an_interruption_is_one(failing, tmp_path):
+    def stumbling():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            {}["restored"]
+
+    try:
+        stumbling()
+    except KeyError as error:
+        ended = failing(error)
+    assert (ended.code, ended.err) == (ExitCode.INTERRUPTED, "interrupted\n")
+    assert not (tmp_path / ".state").exists()
+
+
 def test_a_full_disk_is_7_and_no_defect(failing, tmp_path):
     ended = failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.txt"))
     assert ended.code == ExitCode.DISK

@@ -63,6 +63,13 @@ def test_from_the_command_line_too_and_what_the_file_says_stays(registry, tmp_pa
     assert methods(registry, {"method": method}, folder=tmp_path, sets=("bos_scaling_factor=0.5",)) == expected
 
 
+@pytest.mark.parametrize("swap", ["method=dora", "method={type: dora, r: 16}", "method=[{type: dora, r: 16}]"])
+def test_a_flag_puts_its_method_on_the_stack_that_replaces_the_files(registry, tmp_path, swap):
+    flags = (Flag("use_bos_zero_training", True, "--use-bos-zero-training"),)
+    found = methods(registry, {"method": "lora"}, folder=tmp_path, flags=flags, sets=(swap, "bos_scaling_factor=0.5"))
+    assert found == [("dora", 16), ("bos-scaling", 0.5)]
+
+
 def test_two_that_disagree_are_refused(registry, tmp_path):
     config = {"bos_scaling_factor": 0.2, "method": ["lora", {"type": "bos-scaling", "bos_scaling_factor": 0.3}]}
     with pytest.raises(LlamaFarmError, match=r"disagree: 0\.2 here, 0\.3 at"):

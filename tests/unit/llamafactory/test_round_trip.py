@@ -90,7 +90,7 @@ def test_and_what_comes_of_it_goes_the_same_way_again(arguments):
     [
         ({"finetuning_type": "qlora"}, {"finetuning_type": "lora", "quantization_bit": 4}),
         ({"finetuning_type": "qlora", "quantization_bit": 8}, {"finetuning_type": "lora", "quantization_bit": 8}),
-        ({"finetuning_type": "lora", "neat_packing": True}, {"packing": False, "neat_packing": True}),
+        ({"finetuning_type": "lora", "neat_packing": True}, {"packing": True, "neat_packing": True}),
         ({"stage": "sft"}, {"stage": "sft", "finetuning_type": "lora"}),
     ],
 )
