@@ -40,6 +40,7 @@ training.save_strategy training.save_steps training.save_total_limit
 training.logging_steps training.logging_first_step training.report_to
 training.per_device_eval_batch_size training.eval_accumulation_steps
 training.length_column_name training.use_ipex training.dataloader_num_workers training.dataloader_pin_memory
+training.heartbeat_timeout
 training.push_to_hub training.hub_model_id training.hub_strategy training.hub_token
 """
 

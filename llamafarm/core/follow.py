@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from llamafarm.core.load import Loaded
 from llamafarm.core.plan import Planned
 from llamafarm.core.signals import Wishes
 from llamafarm.data.prepare import prepare
-from llamafarm.errors import Stopped
+from llamafarm.errors import ExitCode, Stopped
 
 
 def follow(loaded: Loaded, planned: Planned) -> None:
@@ -34,7 +35,15 @@ def follow(loaded: Loaded, planned: Planned) -> None:
             follower.phase = "training"
             planned.tuner.fit(planned.plan, data, follower)
         except KeyboardInterrupt as error:
-            raise Stopped(follower.wishes.exit_code, "") from error
+            raise Stopped(*_ending(follower, error)) from error
+
+
+def _ending(follower: Follower, error: BaseException) -> tuple[ExitCode, str]:
+    """Exit code and last words: none if somebody asked for it, for the first process has them."""
+    code, reason = follower.wishes.ending(error)
+    told = isinstance(error, Stopped) and error.message
+    command = f"llamafarm train --resume {shlex.quote(str(follower.output_dir))}"
+    return code, f"{reason}; what was trained is kept\ngo on with: {command}" if told else ""
 
 
 @dataclass

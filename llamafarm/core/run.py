@@ -169,7 +169,8 @@ class Run:
             except BaseException as error:
                 if isinstance(error, LlamaFarmError) or not began_as_interrupt(error):
                     raise
-                raise Stopped(self.wishes.exit_code, self._farewell()) from error
+                code, reason = self.wishes.ending(error)
+                raise Stopped(code, self._farewell(reason)) from error
 
     @contextmanager
     def opened(self, facts: dict[str, Any]) -> Iterator[None]:
@@ -295,7 +296,7 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         interrupted = began_as_interrupt(error) and not isinstance(error, LlamaFarmError)
         code = error.exit_code if isinstance(error, LlamaFarmError) else ExitCode.UNEXPECTED
-        code = self.wishes.exit_code if interrupted else code
+        code = self.wishes.ending(error)[0] if interrupted else code
         self._manifest |= {
             "status": "interrupted" if interrupted else "failed",
             "exit_code": int(code),
@@ -306,9 +307,8 @@ class Run:
             with suppress(OSError):
                 self._save_manifest()
 
-    def _farewell(self) -> str:
+    def _farewell(self, reason: str) -> str:
         """What is left of a run that was stopped, and how it goes on."""
-        reason = f"stopped by {self.wishes.reason}"
         if not (self.started or self.resume):
             return f"{reason} before the first step: nothing was written"
         command = f"llamafarm train --resume {shlex.quote(str(self.output_dir))}"

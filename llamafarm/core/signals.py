@@ -61,6 +61,11 @@ class Wishes:
         """What stopped it, in a word."""
         return "Ctrl-C" if self.stop in (None, signal.SIGINT) else str(self.stop and self.stop.name)
 
+    def ending(self, error: BaseException) -> tuple[ExitCode, str]:
+        """Exit code and reason of a run that an error stopped: its own if it has one, else the signal's."""
+        reason = f"stopped by {self.reason}"
+        return (error.exit_code, error.message or reason) if isinstance(error, Stopped) else (self.exit_code, reason)
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         first = self.stop is None
         self.stop = signal.Signals(number)

@@ -121,6 +121,9 @@ def _rules(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[_Rule]:
     yield _Rule("training.use_liger_kernel", training.use_liger_kernel, "LLaMA-Factory names it otherwise", liger)
     yield _Rule("training.activation_offloading", training.activation_offloading, "LLaMA-Factory offloads none")
     yield _Rule("training.torch_compile", training.torch_compile, "not passed on: untested with LLaMA-Factory")
+    alive = "LLaMA-Factory's processes show no sign of life"
+    heartbeat = training.heartbeat_timeout != type(training)().heartbeat_timeout
+    yield _Rule("training.heartbeat_timeout", heartbeat, alive, "set ddp_timeout, as LLaMA-Factory calls its own")
     fp16 = training.fp16 and plan.device.type != "cuda"
     yield _Rule("training.fp16", fp16, f"fp16 needs CUDA; on {plan.device.type} LLaMA-Factory ignores it", "use bf16")
     yield _Rule("training.push_to_hub", training.push_to_hub, "LlamaFarm gives LLaMA-Factory no token to upload with")

@@ -26,6 +26,7 @@ from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import BEST, Found, newest, recover
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._frozen import base_model, begun_with
+from llamafarm_tuners.pytorch._heartbeat import heartbeat
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import (
@@ -97,7 +98,8 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
     training = settle_batches(config.training, plan.given, accelerator.num_processes)
     config = config.model_copy(update={"training": training})
     job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
-    with _memory_explained(plan), process_switches(config.training, plan):
+    watched = heartbeat(accelerator, config.training.heartbeat_timeout, job.run)
+    with watched, _memory_explained(plan), process_switches(config.training, plan):
         return _carry_out(job)
 
 

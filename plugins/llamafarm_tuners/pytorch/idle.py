@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamafarm.api import Decision, RunPlan
+from llamafarm.api.launch import world_size
 from llamafarm_tuners.pytorch.config import PytorchConfig
 
 
@@ -46,6 +47,7 @@ def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, st
     yield "training.use_ipex", training.use_ipex, "its optimizations are part of torch itself by now"
     yield "training.dataloader_num_workers", training.dataloader_num_workers > 0, in_memory
     yield "training.dataloader_pin_memory", plan.device.type != "cuda", f"with {plan.device.type} nothing is copied"
+    yield "training.heartbeat_timeout", world_size() == 1, "there is one process"
     yield "training.hub_strategy", not training.push_to_hub, "push_to_hub is off"
     yield "training.adam_beta1", not adam, "sgd has no such parameter"
     yield "training.adam_beta2", not adam, "sgd has no such parameter"
