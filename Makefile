@@ -7,6 +7,8 @@
 #   make lint types   the checks alone            make format   rewrite the files in the house format
 #   make kill-matrix  kill a training at each change it makes to the file system, and compare the end (Linux, half an hour)
 #   make faults       the same for loss of power, a full disk, I/O errors, and recoveries that are killed
+#   make ranks        stop or kill one of two processes at random instants (Linux)
+#   make signals      200 signals at random instants
 #   make soak         faults at random instants for SOAK minutes (60)
 #
 #   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
@@ -17,7 +19,7 @@ PROMPT ?= Set the floor lamp in the kitchen to 40 percent
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: clean faults format fuzz install install-test kill-matrix lint quickstart soak test test-llamafactory types
+.PHONY: clean faults format fuzz install install-test kill-matrix lint quickstart ranks signals soak test test-llamafactory types
 
 quickstart: install
 	$(BIN)/llamafarm train --strategy quickstart --overwrite
@@ -52,6 +54,12 @@ kill-matrix: install-test
 
 faults: install-test
 	for fault in recovery power order full io; do $(BIN)/python tests/reliability/kill_matrix.py --fault $$fault || exit 1; done
+
+ranks: install-test
+	$(BIN)/python tests/reliability/ranks.py
+
+signals: install-test
+	$(BIN)/python tests/reliability/signals.py
 
 soak: install-test
 	$(BIN)/python tests/reliability/soak.py --minutes $(SOAK)

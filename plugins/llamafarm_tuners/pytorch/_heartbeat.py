@@ -1,9 +1,9 @@
 """Signs of life between the processes of a run: one that stands still or is gone ends the run of all, to be resumed.
 
-Without them the others wait in a collective operation for as long as PyTorch does: half an hour. A thread in each process
-sends a byte now and then, to the first process and from it; it goes on while the process computes, evaluates or saves,
-and stops with the process: when that is stopped (SIGSTOP), or its machine hangs. Where a process dies, the system closes
-its connection, which is seen at once.
+Without them the others wait in a collective operation for as long as PyTorch does: half an hour. A thread in each
+process sends a byte now and then, to the first process and from it; it goes on while the process computes, evaluates or
+saves, and stops with the process: when that is stopped (SIGSTOP), or its machine hangs. Where a process dies, the
+system closes its connection, which is seen at once.
 """
 
 from __future__ import annotations

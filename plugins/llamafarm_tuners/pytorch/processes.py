@@ -45,7 +45,7 @@ def this_process() -> Process:
 def _machine() -> int:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        space = os.stat("/proc/self/ns/pid").st_ino
+        space = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         boot, space = "", 0
     return int(sha256(f"{socket.gethostname()} {boot} {space}".encode()).hexdigest()[:15], 16)
