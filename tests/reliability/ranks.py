@@ -90,8 +90,8 @@ class Pair:
         ]
 
     def finish(self, name: str) -> tuple[int, str]:
-        """Go on: the worse exit code, and what both said."""
-        both = self.start(name, resume=True)
+        """Go on, or begin if nothing was written: the worse exit code, and what both said."""
+        both = self.start(name, resume=(self._folder / name / "llamafarm").is_dir())
         return max(abs(command.wait()) for command in both), "".join(command.said() for command in both)
 
     def strike(self, name: str, rank: int, number: signal.Signals, after: str, seconds: float = 0.0) -> Struck:

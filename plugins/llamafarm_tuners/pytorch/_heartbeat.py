@@ -177,7 +177,6 @@ class _Watch(threading.Thread):
         self._lost: Lost | None = None
         for friend in friends.values():
             friend.setblocking(False)
-            friend.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def verdict_on(self, error: BaseException) -> str | None:
         """What ended the run, if it is that a process is lost: an exchange fails a moment before that is known.

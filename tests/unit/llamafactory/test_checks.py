@@ -45,6 +45,7 @@ def problems(make, options, method=None):
         ({"stage": "rm"}, {"type": "full"}, "LF-STRATEGY-083", "one with its head"),
         ({"stage": "dpo", "dataset": {"train_on_inputs": True}}, LORA, "LF-STRATEGY-083", "cannot learn prompts"),
         ({"training": {"curriculum": {"by": "words"}}}, LORA, "LF-STRATEGY-084", "type: pytorch"),
+        ({"training": {"heartbeat_timeout": 5}}, LORA, "LF-STRATEGY-084", "ddp_timeout"),
         ({"training": {"fp16": True}}, LORA, "LF-STRATEGY-084", "fp16 needs CUDA"),
         ({"dataset": {"over_long": "drop"}, "template": "phi"}, LORA, "LF-STRATEGY-084", "reads the rows itself"),
         ({"evaluation": {"exact_match": True}}, LORA, "LF-STRATEGY-084", "llamafarm evaluate"),

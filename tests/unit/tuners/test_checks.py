@@ -284,6 +284,7 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(make, tmp_path):
         ("training.torch_compile_backend", training(torch_compile_backend="eager")),
         ("training.dataloader_num_workers", training(dataloader_num_workers=4)),
         ("training.dataloader_pin_memory", training()),
+        ("training.heartbeat_timeout", training(heartbeat_timeout=5)),
         ("training.length_column_name", training(group_by_length=True)),
         ("training.hub_strategy", training()),
         ("training.adam_beta1", training(optim="sgd")),

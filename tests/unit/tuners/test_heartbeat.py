@@ -1,0 +1,110 @@
+"""Processes of a run that look for signs of life of each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from llamafarm.errors import ExitCode, NumericError, Stopped
+from llamafarm.testing.run_context import RecordingRun
+from llamafarm_tuners.pytorch.processes import Process, this_process
+
+BUSY = """
+import socket, sys, time
+from pathlib import Path
+from llamafarm_tuners.pytorch._heartbeat import _Watch
+from llamafarm_tuners.pytorch.processes import Process, this_process
+
+friend = socket.socket(fileno=int(sys.argv[1]))
+watch = _Watch(0, [this_process(), Process(0, 4711, 0)], {1: friend}, 0.4, Path("run"))
+watch.start()
+print("started", flush=True)
+time.sleep(60)  # as in a step that waits for no other process
+"""
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is found in /proc")
+
+
+def _busy(ours, theirs) -> tuple[subprocess.Popen[str], float]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    theirs.close()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process, time.monotonic()
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_process_whose_main_thread_waits_for_nobody_ends_too(dies):
+    ours, theirs = socket.socketpair()
+    with ours:
+        process, begun = _busy(ours, theirs)
+        if dies:
+            ours.close()
+        with process:
+            _, said = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert 3 <= time.monotonic() - begun < 3 + 0.4 + 5, "the main thread has three seconds to end in order"
+    lost = "has died [LF-RUN-071]" if dies else "has shown no sign of life for 0."
+    assert f"process 1 of 2 (pid 4711) {lost}" in said
+    assert "go on with: llamafarm train --resume run" in said
+    assert dies or "[LF-RUN-070]" in said
+
+
+def test_who_shows_life_or_takes_leave_is_left_alone():
+    ours, theirs = socket.socketpair()
+    with ours:
+        process, begun = _busy(ours, theirs)
+        while time.monotonic() - begun < 2:
+            ours.send(b".\n")
+            time.sleep(0.05)
+        assert ours.recv(100).startswith(b".\n")
+        ours.send(b"bye\n")
+        ours.close()
+        time.sleep(4)
+        assert process.poll() is None
+        with process:
+            process.kill()
+
+
+def test_an_exchange_that_fails_is_no_defect(tmp_path):
+    from llamafarm_tuners.pytorch._heartbeat import heartbeat
+
+    two, run = SimpleNamespace(num_processes=2), RecordingRun(tmp_path)
+    with pytest.raises(Stopped) as stopped, heartbeat(two, 0, run):
+        raise RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv")
+    assert stopped.value.exit_code == ExitCode.REQUEUE
+    assert "[LF-RUN-072]" in stopped.value.message
+    with pytest.raises(ZeroDivisionError), heartbeat(two, 0, run):
+        raise ZeroDivisionError
+    with pytest.raises(NumericError), heartbeat(two, 0, run):
+        raise NumericError.of("LF-NUMERIC-001", "gloo")
+
+
+@linux
+def test_a_process_that_stands_still_is_killed_and_no_other_one():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    own = this_process()
+    from llamafarm_tuners.pytorch import processes
+
+    process.send_signal(signal.SIGSTOP)
+    Process(own.machine, process.pid, 1).kill()  # one that had its number before
+    Process(own.machine + 1, process.pid, processes._started(process.pid)).kill()  # on another machine
+    Process(own.machine, process.pid, 0).kill()
+    time.sleep(0.1)
+    assert process.poll() is None
+    Process(own.machine, process.pid, processes._started(process.pid)).kill()
+    assert process.wait(10) == -signal.SIGKILL
+    assert own.pid == os.getpid()
