@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -75,19 +76,20 @@ class Pair:
     def __init__(self, forks: Forks, folder: Path) -> None:
         self._forks, self._folder = forks, folder
 
-    def start(self, name: str, *, resume: bool = False) -> list[Command]:
-        """Start both, or let both go on."""
+    def start(self, name: str, more: Sequence[str] = (), *, resume: bool = False, late: float = 0) -> list[Command]:
+        """Start both, or let both go on; the second some seconds late."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         told = {name: value for name, value in os.environ.items() if not name.startswith("LLAMAFARM")}
         told |= {"LLAMAFARM_HOME": str(self._folder / ".home"), "NO_COLOR": "1", "WORLD_SIZE": "2"}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         told |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-        argv = ["train", "--resume", name] if resume else ["train", "-s", "strategy.yaml", "-o", name]
-        return [
-            self._forks.start(argv, self._folder, told | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(2)
-        ]
+        argv = ["train", "--resume", name] if resume else ["train", "-s", "strategy.yaml", "-o", name, *more]
+        both = []
+        for rank in range(2):
+            time.sleep(late * rank)
+            both.append(self._forks.start(argv, self._folder, told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        return both
 
     def finish(self, name: str) -> tuple[int, str]:
         """Go on, or begin if nothing was written: the worse exit code, and what both said."""

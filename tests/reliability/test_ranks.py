@@ -43,3 +43,10 @@ def test_what_happens_to_one_process_ends_the_run_of_both(pair: Pair, number: si
     code, said = pair.finish(name)
     assert code == 0, said
     assert pair.result(name) == pair.result("straight")
+
+
+def test_a_process_that_comes_late_takes_part_in_the_run_that_the_first_has_begun(pair: Pair) -> None:
+    again = ("--set", "training.resume_from_checkpoint=true")
+    both = pair.start("late", again, late=3)
+    assert [command.wait() for command in both] == [0, 0], both[1].said()
+    assert pair.result("late") == pair.result("straight")

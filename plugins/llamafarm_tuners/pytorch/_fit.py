@@ -104,9 +104,9 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
 
 
 def _carry_out(job: Fit) -> TrainingResult:
-    plan, accelerator = job.plan, job.accelerator
     _require_one_process(job)
     _require_agreement(job)
+    plan, accelerator = job.plan, job.accelerator
     found = _found(job)
     job.kept = read_methods(found.checkpoint) if found.checkpoint is not None else None
     job.begun = begun_with(found.checkpoint)
@@ -129,10 +129,16 @@ def _carry_out(job: Fit) -> TrainingResult:
 
 
 def _require_agreement(job: Fit) -> None:
-    """Check that all processes go on from a checkpoint, or none: each has looked at the folder by itself."""
+    """Check that all processes go on from a checkpoint, or none: each has looked at the folder by itself.
+
+    Where the first begins anew, what another has found is the run that the first has just begun.
+    """
     going_on = float(job.plan.resume is not None)
-    total = sum_over_processes(torch.tensor([going_on], dtype=torch.float64), job.accelerator).item()
-    if total not in (0, job.accelerator.num_processes):
+    both = torch.tensor([going_on, going_on * job.accelerator.is_main_process], dtype=torch.float64)
+    total, first = sum_over_processes(both, job.accelerator).tolist()
+    if not first:
+        job.plan = replace(job.plan, resume=None)
+    elif total != job.accelerator.num_processes:
         message = f"{total:g} of {job.accelerator.num_processes} processes found a run to go on with, the others none"
         raise StrategyError.of("LF-TRAIN-079", message, hint="name it with --resume, or start in another folder")
 
