@@ -28,6 +28,7 @@ CODES = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130, signal.SIGUS
 GRACE = 30.0
 """Seconds that schedulers usually give."""
 
+STEPS = 20
 STRATEGY = {
     "name": "asked",
     "fine_tuner": {
@@ -35,7 +36,13 @@ STRATEGY = {
             "base_model": "builtin:tiny",
             "dataset": "rows.jsonl",
             "method": {"type": "lora", "r": 4, "dropout": 0.1},
-            "training": {"max_steps": 20, "batch_size": 2, "logging_steps": 1, "save_steps": 8, "max_seq_length": 64},
+            "training": {
+                "max_steps": STEPS,
+                "batch_size": 2,
+                "logging_steps": 1,
+                "save_steps": 8,
+                "max_seq_length": 64,
+            },
         }
     },
 }
@@ -53,15 +60,17 @@ class Place:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMAFARM")}
         self._told = kept | {"LLAMAFARM_HOME": str(folder / ".home"), "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-    def strike(self, name: str, number: signal.Signals | None, after: float) -> tuple[int, float, str]:
-        """Train, with a signal some seconds after the program listens: exit code, seconds from it, what was said."""
+    def strike(self, name: str, number: signal.Signals, step: int, after: float) -> tuple[int, float, str]:
+        """Train, with a signal some seconds after a step, or (0) after the program listens.
+
+        Returns:
+            Exit code, seconds from the signal to the end, and what was said.
+        """
         command = self._forks.start(["train", "-s", "strategy.yaml", "-o", name], self.folder, self._told)
-        command.wait_for("loading data")
+        command.wait_for(f"step={step}/{STEPS}" if step else "loading data")
+        time.sleep(after)
         begun = time.monotonic()
-        if number is not None:
-            time.sleep(after)
-            begun = time.monotonic()
-            command.send_signal(number)
+        command.send_signal(number)
         return command.wait(), time.monotonic() - begun, command.said()
 
     def resume(self, name: str) -> tuple[int, str]:
@@ -121,17 +130,18 @@ def main() -> int:
     ends: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder, Forks(Path(folder)) as forks:
         place = Place(forks, Path(folder))
-        code, length, said = place.strike("straight", None, 0)
+        code, said = place.resume("straight")
         assert code == 0, said
         expected = place.result("straight")
         for delivery in range(options.each * len(CODES)):
             number, name = list(CODES)[delivery % len(CODES)], f"run-{delivery}"
-            after = chance.uniform(0, length)
-            ended = place.strike(name, number, after)
+            step = chance.choice((0, 0, 0, *range(1, STEPS + 1)))  # what comes before the first step is longer
+            after = chance.uniform(0, 0.1 if step else 1.0)
+            ended = place.strike(name, number, step, after)
             what = verdict(place, name, number, ended, expected)
             wrong += bool(what)
             if what:
-                print(f"{delivery} {number.name} after {after:.2f} s: {what}", flush=True)
+                print(f"{delivery} {number.name} {after:.2f} s after step {step}: {what}", flush=True)
             if ended[0]:  # else it came to its end, and how long that took says nothing
                 took.setdefault(number.name, []).append(ended[1])
             ends[f"{number.name} {ended[0]}"] = ends.get(f"{number.name} {ended[0]}", 0) + 1
