@@ -76,7 +76,7 @@ def goals(figures: Figures, model: str) -> str:
     rows.append(["peak memory of Trainer's: 0.6 generic, 0.4 fused", *memory])
     shares = [figures.share(way) for way in OURS]
     goal = "65 % in bf16, 78 % in float32" if model == "m" else "55 % in bf16, 68 % in float32"
-    rows.append([f"of the limit: {goal}", *("" if share is None else f"{share:.0%}" for share in shares)])
+    rows.append([f"of the limit: {goal}", *("" if share is None else f"{100 * share:.0f} %" for share in shares)])
     leanest = _least(figures, peers, "whole")
     whole = [_number(figures.ratio("whole", way, leanest)) for way in OURS]
     rows.append([f"whole process: 0.33 of the best peer's (`{leanest}`)", *whole])
@@ -96,7 +96,7 @@ def _cells(figures: Figures, way: str) -> list[str]:
         f"{train:.2f}",
         f"{wall:.2f}",
         f"{figures.tokens / train:,.0f}",
-        "" if share is None else f"{share:.0%}",
+        "" if share is None else f"{100 * share:.0f} %",
         _number(figures.ratio("train", figures.first, way)),
         f"{memory:,.0f}",
         _number(figures.ratio("memory", way, figures.first)),

@@ -77,8 +77,8 @@ class Backend:
             `facts`. It fails where the program would.
         stubs: Files, path → content, put on that environment's import path: what the program imports and needs not.
         disk_bytes: What it takes, about.
-        python_below: The first Python, such as (3, 13), that its packages do not run on.
         parity: Compares both engines; gets the backend, a folder to work in, and what trains a strategy there.
+        python_below: The first Python, such as (3, 13), that its packages do not run on.
     """
 
     name: str
@@ -87,8 +87,8 @@ class Backend:
     probe: Path
     stubs: Mapping[str, str] = field(default_factory=dict)
     disk_bytes: int = 0
-    python_below: tuple[int, int] | None = None
     parity: Callable[[Installed, Path, TrainStrategy], Sequence[Comparison]] | None = None
+    python_below: tuple[int, int] | None = None
 
 
 def backend_folder(name: str) -> Path:

@@ -51,10 +51,10 @@ def _closure(name: str, left_out: Collection[str]) -> dict[str, Distribution]:
     return found
 
 
-def _elsewhere(one: Distribution) -> bool:
-    if one.files is None:
+def _elsewhere(distribution: Distribution) -> bool:
+    if distribution.files is None:
         return True
-    told = json.loads(one.read_text("direct_url.json") or "{}")
+    told = json.loads(distribution.read_text("direct_url.json") or "{}")
     return bool(told.get("dir_info", {}).get("editable"))
 
 

@@ -80,6 +80,7 @@ def test_whatever_is_imported_is_declared() -> None:
             "bitsandbytes",
             "datasketch",
             "gguf",
+            "liger-kernel",
             "matplotlib",
             "sacrebleu",
             "tensorboard",

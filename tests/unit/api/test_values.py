@@ -39,6 +39,8 @@ FROZEN = {
     "RunPlan": ["name", "methods", "device", "output_dir", "decisions", "given"],
     "Suggestion": ["path", "value", "reason"],
     "TrainingResult": ["metrics", "model_dir", "best_step", "trainable_parameters", "total_parameters"],
+    "TrainingStart": ["steps", "batches"],
+    "TrainingStep": ["step", "steps", "optimizer", "save"],
     "Workload": ["model_config", "lengths", "rows"],
 }
 

@@ -96,6 +96,14 @@ def test_what_trained_less_needs_less(cli, large):
     assert estimated(cli, *names, "--set", "base_model.torch_dtype=float32")["memory_bytes"] > usual
 
 
+def test_layers_that_are_fused_keep_what_they_group_beside_a_mapped_file(cli, large):
+    names = ["--model", large, "--set", "hardware=cpu", "--set", "base_model.torch_dtype=bfloat16"]
+    plain = estimated(cli, *names, "--set", "training.fused=false")["memory_terms"]["weights"]
+    grouped = 32 * (4096 * (4096 + 2 * 1024) + 2 * 4096 * 14336)  # q, k, v, gate, up of each layer
+    assert plain == pytest.approx(2 * 8.03e9, rel=0.01)
+    assert estimated(cli, *names)["memory_terms"]["weights"] - plain == 2 * grouped
+
+
 def test_gpus_are_listed_and_misspelt_ones_are_guessed(cli, large):
     assert "a100-80g" in cli("estimate", "--gpu", "list").out
     ended = cli("estimate", "--model", large, "--dataset", "rows.jsonl", "--gpu", "A100")

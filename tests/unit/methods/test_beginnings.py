@@ -114,6 +114,7 @@ def test_a_run_that_resumes_begins_without_rows(init, patterns, base, tmp_path):
     methods = Methods(again, [method], RecordingRun(tmp_path))
     methods.load_state_dict(kept)
     methods.load_state_dict(kept)  # a run that goes back to an earlier step: it is there already
+    assert str(methods.state_dict()) == str(kept), "it can be resumed again"
     shapes = {name: parameter.shape for name, parameter in trained(first).items()}
     assert {name: parameter.shape for name, parameter in trained(again).items()} == shapes
     frozen = [
