@@ -167,7 +167,7 @@ class Run:
             try:
                 yield
             except BaseException as error:
-                if isinstance(error, LlamaFarmError) or not began_as_interrupt(error):
+                if not self._was_stopped(error):
                     raise
                 raise Stopped(self.wishes.exit_code, self._farewell()) from error
 
@@ -292,8 +292,12 @@ class Run:
         }
         self._save_manifest()
 
+    def _was_stopped(self, error: BaseException) -> bool:
+        """Whether an error is, or came of, somebody's wish to stop."""
+        return self.wishes.thrown or (began_as_interrupt(error) and not isinstance(error, LlamaFarmError))
+
     def _fail(self, error: BaseException) -> None:
-        interrupted = began_as_interrupt(error) and not isinstance(error, LlamaFarmError)
+        interrupted = self._was_stopped(error)
         code = error.exit_code if isinstance(error, LlamaFarmError) else ExitCode.UNEXPECTED
         code = self.wishes.exit_code if interrupted else code
         self._manifest |= {
