@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import Any, Final
 
 import typer
@@ -32,7 +35,8 @@ def run(argv: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     session = Session(tuple(argv))
     try:
-        return _run(session)
+        with _ctrl_c() as heard:
+            return _run(session, heard)
     except Stopped as stop:
         session.say(stop.message)
         return stop.exit_code
@@ -45,7 +49,27 @@ def run(argv: Sequence[str]) -> int:
         return ExitCode.OK
 
 
-def _run(session: Session) -> int:
+@contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """Yield what Ctrl-C is added to: a library may catch the interruption, and raise something else in its place."""
+    heard: list[int] = []
+    apart = threading.current_thread() is not threading.main_thread()
+    if apart or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield heard
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(session: Session, heard: list[int]) -> int:
     try:
         complete_shell()
         with program().make_context(PROGRAM, list(session.argv), obj=session) as context, _libraries(session):
@@ -56,13 +80,15 @@ def _run(session: Session) -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except LlamaFarmError as error:
+        if heard:
+            raise KeyboardInterrupt from error
         return _fail(session, error)
     except _PARSING_ERROR as error:
         return _fail(session, usage_error(error, session.argv))
     except BrokenPipeError:
         raise
     except Exception as error:  # the last net: a defect is reported, not shown as a traceback
-        if began_as_interrupt(error):
+        if heard or began_as_interrupt(error):
             raise KeyboardInterrupt from error
         if isinstance(error, OSError) and error.errno in _DISK:
             return _fail(session, _disk_error(error))

@@ -118,6 +118,7 @@ class Run:
         self._phase = ""
         self._waiting: list[str] = []
         self._events: IO[str] | None = None
+        self._recording = False
         self._manifest: dict[str, Any] = {}
         self._failing = False
 
@@ -167,7 +168,7 @@ class Run:
             try:
                 yield
             except BaseException as error:
-                if isinstance(error, LlamaFarmError) or not began_as_interrupt(error):
+                if not self._was_stopped(error):
                     raise
                 code, reason = self.wishes.ending(error)
                 raise Stopped(code, self._farewell(reason)) from error
@@ -195,6 +196,7 @@ class Run:
                     with suppress(OSError):
                         self._events.close()
                     self._events = None
+                self._recording = False
             place.keep = True
 
     def _reopened(self, facts: dict[str, Any]) -> dict[str, Any]:
@@ -218,13 +220,15 @@ class Run:
         self._save_manifest()
         for folder in (self.output_dir, self.output_dir.parent):  # a run that lost power is found again
             sync_folder(folder)
-        self._events = (self.own / "events.jsonl").open("a", encoding="utf-8", newline="\n")
+        self._recording = True
         self._record()
 
     def _record(self) -> None:
         """Append what waits to events.jsonl."""
-        if self._events is None:
+        if not self._recording:
             return
+        if self._events is None:
+            self._events = (self.own / "events.jsonl").open("a", encoding="utf-8", newline="\n")
         waiting, self._waiting = self._waiting, []
         self._events.writelines(f"{line}\n" for line in waiting)
         self._events.flush()
@@ -236,13 +240,14 @@ class Run:
             if kind in self._manifest:
                 self._manifest[kind] = [entry for entry in self._manifest[kind] if entry["step"] <= fields["step"]]
         self._save_manifest()
-        if self._events is None:
+        if not self._recording:
             return
+        events, self._events = self._events, None  # opened with the next event, whatever the disk says to this
+        if events is not None:
+            events.close()
         path = self.own / "events.jsonl"
-        self._events.close()
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _at_most(line, fields["step"])]
         write_atomically(path, "".join(f"{line}\n" for line in kept))
-        self._events = path.open("a", encoding="utf-8", newline="\n")
 
     def _surviving(self, write: Callable[[], None]) -> None:
         """Write what the training does not depend on; a disk that does not take it is worth a warning, once."""
@@ -293,8 +298,12 @@ class Run:
         }
         self._save_manifest()
 
+    def _was_stopped(self, error: BaseException) -> bool:
+        """Whether an error is, or came of, somebody's wish to stop."""
+        return self.wishes.thrown or (began_as_interrupt(error) and not isinstance(error, LlamaFarmError))
+
     def _fail(self, error: BaseException) -> None:
-        interrupted = began_as_interrupt(error) and not isinstance(error, LlamaFarmError)
+        interrupted = self._was_stopped(error)
         code = error.exit_code if isinstance(error, LlamaFarmError) else ExitCode.UNEXPECTED
         code = self.wishes.ending(error)[0] if interrupted else code
         self._manifest |= {

@@ -26,12 +26,14 @@ class Wishes:
 
     Attributes:
         stop: The signal that asked to stop; None: none did.
+        thrown: Whether it was asked for so that the run ends at once; a library may raise something else in its place.
         checkpoint: Whether a checkpoint was asked for.
     """
 
     def __init__(self, phase: Callable[[], str]) -> None:
         self._phase = phase
         self.stop: signal.Signals | None = None
+        self.thrown = False
         self.checkpoint = False
 
     @contextmanager
@@ -70,6 +72,7 @@ class Wishes:
         first = self.stop is None
         self.stop = signal.Signals(number)
         if not (first and self._phase() in _UNHURRIED):
+            self.thrown = True
             raise Stopped(self.exit_code, "")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+from contextlib import suppress
 
 import pytest
 
@@ -89,6 +91,21 @@ def test_what_a_library_makes_of_an_interruption_is_one(failing, tmp_path):
         ended = failing(error)
     assert (ended.code, ended.err) == (ExitCode.INTERRUPTED, "interrupted\n")
     assert not (tmp_path / ".state").exists()
+
+
+@pytest.mark.parametrize("kind", [ValueError, errors.ModelError])
+def test_an_interruption_that_a_library_hides_is_one_all_the_same(cli, monkeypatch, tmp_path, kind):
+    def examine(_):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise kind.of("LF-X-001", "it is odd") if kind is errors.ModelError else kind("it is odd")
+
+    monkeypatch.setattr(llamafarm.cli.doctor, "examine", examine)
+    before = signal.getsignal(signal.SIGINT)
+    ended = cli("doctor")
+    assert (ended.code, ended.err) == (ExitCode.INTERRUPTED, "interrupted\n")
+    assert not (tmp_path / ".state").exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_full_disk_is_7_and_no_defect(failing, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -7,6 +8,7 @@ import pytest
 from core_test_components import Cpu, Hash, Lora, Pytorch
 from core_test_components import registry as make_registry
 
+import llamafarm.core.run as run_module
 from llamafarm.core.load import load
 from llamafarm.core.lock import LOCK, OwnerLock, live_owner, this_process
 from llamafarm.core.place import OldPlace
@@ -27,6 +29,8 @@ class Stopped(Pytorch):
 
     def fit(self, plan, data, run):
         result = super().fit(plan, data, run)
+        if plan.resume is not None:
+            run.emit("resumed", step=1, exact=True, reasons=[])
         run.emit("log", step=1 if plan.resume is None else 2, loss=1.0)
         if plan.resume is None:
             run.emit("log", step=2, loss=9.0)
@@ -70,6 +74,25 @@ def test_a_run_goes_on_where_it_was_under_its_own_name(registry, interrupted):
     assert "error" not in after
     assert len(after["resumed"]) == 1
     assert (interrupted / OWN / "strategy.yaml").read_text() == STRATEGY
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_events_of_steps_that_are_taken_again_are_dropped_and_none_that_follow_is_lost(
+    registry, interrupted, monkeypatch, full
+):
+    found, write = find_run("output"), run_module.write_atomically
+
+    def refused(path, text):
+        if full and path.name == "events.jsonl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(path, text)
+
+    monkeypatch.setattr(run_module, "write_atomically", refused)
+    run(registry, found.strategy, found)
+    events = [json.loads(line) for line in (interrupted / OWN / "events.jsonl").read_text().splitlines()]
+    second = [event["loss"] for event in events if event["type"] == "log" and event["step"] == 2]
+    assert second == ([9.0, 1.0] if full else [1.0])
+    assert [event["type"] for event in events if event["type"] in ("resumed", "result")] == ["resumed", "result"]
 
 
 def test_without_a_name_the_last_run_is_meant(registry, project, tmp_path, interrupted):
