@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -59,7 +60,10 @@ def compiled(model: nn.Module, training: TrainingConfig, plan: RunPlan) -> Itera
     for part in parts:
         part.compile(backend=training.torch_compile_backend)
     try:
-        yield
+        with warnings.catch_warnings():
+            # the compiler asks each input of a layer for its gradient, and only keeps the answer from being printed
+            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
+            yield
     except TorchDynamoException as error:
         reason = " ".join(str(error).split())
         where = plan.given.get("training.torch_compile", "")

@@ -87,7 +87,7 @@ def test_a_report_of_bad_numbers_has_its_versions(cli, monkeypatch):
     if not next(one for one in found["devices"] if one["type"] == "cuda")["available"]:
         assert (versions["cuda"], versions["cudnn"], versions["gpu"]) == (None, None, None)
     assert found["environment"]["variables"]["CUDA_VISIBLE_DEVICES"] == ""
-    assert set(found["kernels"]) == {"flash_attn", "triton", "c++"}
+    assert set(found["kernels"]) == {"flash_attn", "triton", "liger_kernel", "c++"}
 
 
 def test_kernels_and_what_needs_them_are_listed(cli, monkeypatch):
