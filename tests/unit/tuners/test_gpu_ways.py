@@ -146,5 +146,6 @@ def test_what_liger_replaces_is_put_back(model):
     with liger_kernels(model) as modules:
         assert modules == 3 * model.config.num_hidden_layers + 1, "of each layer, and the last norm"
         assert "forward" in vars(norm)
+        model.train()
     assert space == names
-    assert vars(norm) == own
+    assert vars(norm) == own | {"training": True}, "a run that goes on without its kernels goes on training"

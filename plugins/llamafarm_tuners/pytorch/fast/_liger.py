@@ -21,19 +21,24 @@ def liger_kernels(model: nn.Module) -> Iterator[int]:
     """
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    space = vars(sys.modules[type(model).__module__])
-    modules = {id(vars(module)): vars(module) for module in model.modules()}
-    spaces = [space, *modules.values()]
-    before = [dict(one) for one in spaces]
+    spaces = {id(space): space for space in (vars(module) for module in model.modules())}
+    everything = [vars(sys.modules[type(model).__module__]), *spaces.values()]
+    before = [dict(space) for space in everything]
+    changes: list[list[str]] = []
     try:
-        _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
-        yield sum(_changed(one, was) for one, was in zip(spaces[1:], before[1:], strict=True))
+        try:
+            _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+        finally:
+            changes += [_changes(space, was) for space, was in zip(everything, before, strict=True)]
+        yield sum(map(bool, changes[1:]))
     finally:
-        for one, was in zip(spaces, before, strict=True):
-            if _changed(one, was):
-                one.clear()
-                one.update(was)
+        for space, was, changed in zip(everything, before, changes, strict=True):
+            for name in changed:  # and no other: a model that has begun to train since goes on training
+                if name in was:
+                    space[name] = was[name]
+                else:
+                    space.pop(name, None)
 
 
-def _changed(space: dict[str, Any], before: dict[str, Any]) -> bool:
-    return space.keys() != before.keys() or any(space[name] is not value for name, value in before.items())
+def _changes(space: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    return [name for name, value in space.items() if name not in before or before[name] is not value]
