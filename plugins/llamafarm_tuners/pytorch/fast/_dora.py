@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from llamafarm_tuners.pytorch.fast._frozen import times
-from llamafarm_tuners.pytorch.fast._linear import low_product
+from llamafarm_tuners.pytorch.fast._linear import add_product, low_product, product
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 
 _TINY = 1e-30
@@ -42,17 +42,17 @@ class Dora(Lora):
         """f; where something is dropped the sum is not all that is multiplied by it, and `forward` does it."""
         return None if self.dropout else _nonzero(self.parameters[2]) / self._length(weight)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> Kept:
+    def forward(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, low: torch.Tensor | None) -> Kept:
         """As LoRA's if nothing is dropped; else y becomes the layer's whole result."""
-        if not self.dropout:
-            return [*super().forward(x, y, weight), None]
+        if low is not None:
+            return [*super().forward(x, y, weight, low), None]
         a, b, magnitudes = self.parameters
         mask, rest = self._mask(x)
         left = x * mask
         z = times(left, weight).mul_(rest)
         y -= z
         low = low_product(left, a)
-        z.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
+        add_product(z, low, b.to(x.dtype).t(), self._scale(mask))
         y += z * (magnitudes / self._length(weight))
         return [low, mask, z]
 
@@ -66,19 +66,25 @@ class Dora(Lora):
         along: torch.Tensor | None,
     ) -> list[torch.Tensor]:
         """As LoRA's, and the gradient of the magnitudes."""
-        magnitudes, (_, mask, z) = self.parameters[2], kept
-        if z is None or mask is None:
-            assert along is not None
-            found = super().backward(x, kept, gradient, weight, of_x, None)
-            return [*found, (along / _nonzero(magnitudes)).to(magnitudes.dtype)]
+        a, magnitudes, (_, mask, z) = self.parameters[0], self.parameters[2], kept
+        assert mask is not None
+        assert z is not None
         lengths = self._length(weight)
         of_magnitudes = (gradient * z).sum(0, dtype=lengths.dtype) / lengths
         scaled = (gradient * (magnitudes / lengths)).to(gradient.dtype)
-        found, up = self._low_backward(x, kept, scaled)
+        up, of_b = self.low_backward(kept, scaled)
         if of_x is not None:
             of_left = times(scaled.sub_(gradient), weight.t()).div_(1 - self.dropout)
-            of_x += of_left.addmm_(up, self.parameters[0].to(x.dtype)).mul_(mask)
-        return [*found, of_magnitudes.to(magnitudes.dtype)]
+            add_product(of_left, up, a.to(x.dtype))
+            of_x += of_left.mul_(mask)
+        of_a = product(up.t(), (x * mask).t()).to(a.dtype)
+        return [of_a, of_b, of_magnitudes.to(magnitudes.dtype)]
+
+    def beyond(self, along: torch.Tensor | None) -> list[torch.Tensor]:
+        """That of the magnitudes."""
+        magnitudes = self.parameters[2]
+        assert along is not None
+        return [(along / _nonzero(magnitudes)).to(magnitudes.dtype)]
 
     def _length(self, weight: torch.Tensor) -> torch.Tensor:
         """n, (out,), in float32 or wider."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from llamafarm_tuners.pytorch.fast._dora import Dora
 from llamafarm_tuners.pytorch.fast._frozen import Frozen, refused_base, times
+from llamafarm_tuners.pytorch.fast._linear import add_product, low_product, product
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 
 _WRAPPERS = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
@@ -68,8 +69,8 @@ class Group:
         factors = self._factors(weight)
         y = times(x, weight, bias if factors is None else None)
         kept: Kept = []
-        for adapter, part, rows in self._parts(y, weight):
-            kept += adapter.forward(x, part, rows)
+        for low, (adapter, part, rows) in zip(self._lows(x), self._parts(y, weight), strict=True):
+            kept += adapter.forward(x, part, rows, low)
         if factors is None:
             return y if residual is None else y.add_(residual), [None, None, *kept]
         y.mul_(factors)
@@ -89,14 +90,28 @@ class Group:
             along = (gradient * y).sum(0, dtype=factors.dtype)
             gradient = (gradient * factors).to(gradient.dtype)
         of_x = times(gradient, weight.t()) if wanted else None
-        found, slots = [], iter(rest)
+        found, slots, shared = [], iter(rest), _Shared(x)
         sums = along.split(self.frozen.sizes) if along is not None else [None] * len(self.adapters)
         parts = zip(self.adapters, gradient.split(self.frozen.sizes, dim=1), sums, self._rows(weight), strict=True)
         for adapter, part, total, rows in parts:
-            if adapter is not None and adapter.counts:
-                mine = [next(slots) for _ in range(adapter.slots)]
-                found += adapter.backward(x, mine, part, rows, of_x, total)
-        return of_x, found
+            if adapter is None or not adapter.counts:
+                continue
+            mine = [next(slots) for _ in range(adapter.slots)]
+            if mine[1] is not None:
+                found.append(adapter.backward(x, mine, part, rows, of_x, total))
+                continue
+            up, of_b = adapter.low_backward(mine, part)
+            found.append([of_b, *adapter.beyond(total)])
+            shared.add(adapter.parameters[0], up, found[-1])
+        shared.finish(of_x)
+        return of_x, [one for mine in found for one in mine]
+
+    def _lows(self, x: torch.Tensor) -> list[torch.Tensor | None]:
+        """X A' of each adapter that counts, by one product; None for those that drop something."""
+        counting = self._counting()
+        shared = [adapter.parameters[0] for adapter in counting if not adapter.dropout]
+        lows = iter(low_product(x, _rows(shared)).split([len(a) for a in shared], dim=1) if shared else ())
+        return [None if adapter.dropout else next(lows) for adapter in counting]
 
     def _counting(self) -> list[Lora]:
         return [adapter for adapter in self.adapters if adapter is not None and adapter.counts]
@@ -124,6 +139,42 @@ class Group:
             return None
         ones = [given.new_ones(size) for size in self.frozen.sizes]
         return torch.cat([one if factor is None else factor for factor, one in zip(found, ones, strict=True)])
+
+
+class _Shared:
+    """What adapters that drop nothing share on the way back: their products with x, and with their matrices A.
+
+    Args:
+        x: (tokens, in).
+    """
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._x = x
+        self._matrices: list[torch.Tensor] = []
+        self._ups: list[torch.Tensor] = []
+        self._into: list[list[torch.Tensor]] = []
+
+    def add(self, a: torch.Tensor, up: torch.Tensor, into: list[torch.Tensor]) -> None:
+        """One of them, its u, and its gradients, of which that of A will be the first."""
+        self._matrices.append(a)
+        self._ups.append(up)
+        self._into.append(into)
+
+    def finish(self, of_x: torch.Tensor | None) -> None:
+        """Give each the gradient of its A, and add what they give to that of x."""
+        if not self._ups:
+            return
+        up = self._ups[0] if len(self._ups) == 1 else torch.cat(self._ups, 1)
+        found = product(up.t(), self._x.t()).split([len(a) for a in self._matrices])
+        for a, of_a, into in zip(self._matrices, found, self._into, strict=True):
+            into.insert(0, of_a.to(a.dtype))
+        if of_x is not None:
+            add_product(of_x, up, _rows(self._matrices).to(up.dtype))
+
+
+def _rows(matrices: list[torch.Tensor]) -> torch.Tensor:
+    """One below the other."""
+    return matrices[0] if len(matrices) == 1 else torch.cat(matrices)
 
 
 def _adapter(module: Any) -> Lora | None:

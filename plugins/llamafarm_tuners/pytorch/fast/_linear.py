@@ -7,7 +7,7 @@ which PyTorch also brings, does not. Both are plain float32. bfloat16 goes throu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import MethodType
@@ -29,19 +29,22 @@ def onednn_pays() -> bool:
 
 @cache
 def batched_products_pay() -> bool:
-    """Whether float32 products of batches can go through oneDNN, lose nothing there, and are faster."""
+    """Whether PyTorch's own float32 products can go through oneDNN, lose nothing there, and are faster."""
     if not onednn_pays() or not hasattr(torch.backends.mkldnn, "matmul"):
         return False
     one, other = (torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0)) for _ in range(2))
     with batched_products():
-        result = torch.bmm(one, other)
+        found = torch.bmm(one, other), one[0] @ other[0].t(), one[0].addmm(one[1], other[1], alpha=2.0)
+    one, other = one.double(), other.double()
+    expected = one @ other, one[0] @ other[0].t(), one[0].addmm(one[1], other[1], alpha=2.0)
     # rounding of float32: 1e-6; an operand in bfloat16: 1e-3
-    return bool(torch.allclose(result.double(), one.double() @ other.double(), rtol=1e-5, atol=0.0))
+    same = (torch.allclose(a.double(), b, rtol=1e-5, atol=0.0) for a, b in zip(found, expected, strict=True))
+    return all(same)
 
 
 @contextmanager
 def batched_products() -> Iterator[None]:
-    """While it lasts, PyTorch gives float32 products of batches to oneDNN.
+    """While it lasts, PyTorch gives float32 products to oneDNN, those of batches and of parts of matrices too.
 
     PyTorch does so only where it may compute in bfloat16, which oneDNN does on processors with units for tiles alone.
     Others compute in float32 as ever: `batched_products_pay` looks.
@@ -68,6 +71,23 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
         return result
     return functional.linear(x, weight, bias)
+
+
+def part_product(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`x @ other`, outside of autograd, for parts of wider rows: `product` would copy them, entry by entry."""
+    with _parts(x):
+        return x @ other
+
+
+def add_product(y: torch.Tensor, x: torch.Tensor, other: torch.Tensor, scale: float = 1.0) -> None:
+    """Add `scale * x @ other` to y, which may be a part of wider rows."""
+    with _parts(x):
+        y.addmm_(x, other, alpha=scale)
+
+
+def _parts(x: torch.Tensor) -> AbstractContextManager[None]:
+    pays = x.dtype == torch.float32 and x.device.type == "cpu" and batched_products_pay()
+    return batched_products() if pays else nullcontext()
 
 
 def low_product(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ For x of (tokens, in) and an adapter (A, B) with scale s and dropout mask m (0, 
     y = s ((x∘m) A') B'
 and for the gradient g of y, with u = s g B:
     dB = s g' ((x∘m) A'),   dA = u' (x∘m),   dx = (u A)∘m
-Only (x∘m) A' and the mask are kept for the way back; x is the caller's to keep or to compute again.
+Only (x∘m) A' and the mask are kept for the way back; x is the caller's to keep or to compute again. Adapters that drop
+nothing share their products with x: the caller has one of all their matrices A.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._linear import low_product, product
+from llamafarm_tuners.pytorch.fast._linear import add_product, low_product, part_product, product
 
 Kept = list[torch.Tensor | None]
 
@@ -58,18 +59,21 @@ class Lora:
         """(out,): by what the sum of the layer's and the adapter's product is multiplied; None: by nothing."""
         return None
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> Kept:
+    def forward(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, low: torch.Tensor | None) -> Kept:
         """Add the adapter's part to the layer's product y, in place.
 
         Args:
             x: (tokens, in).
             y: (tokens, out).
             weight: The layer's, (out, in).
+            low: x A', (tokens, r); None if something is dropped.
         """
         a, b = self.parameters[:2]
-        mask, _ = self._mask(x)
-        low = low_product(x if mask is None else x * mask, a)
-        y.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
+        mask = None
+        if low is None:
+            mask, _ = self._mask(x)
+            low = low_product(x if mask is None else x * mask, a)
+        add_product(y, low, b.to(x.dtype).t(), self._scale(mask))
         return [low, mask]
 
     def backward(
@@ -81,7 +85,7 @@ class Lora:
         of_x: torch.Tensor | None,
         along: torch.Tensor | None,
     ) -> list[torch.Tensor]:
-        """The gradients of `parameters`; that of x is added to `of_x`.
+        """The gradients of `parameters` where something was dropped; that of x is added to `of_x`.
 
         Args:
             x: (tokens, in).
@@ -91,13 +95,16 @@ class Lora:
             of_x: (tokens, in); None if nobody wants it.
             along: (out,): where there is a factor, sums over tokens of result times its gradient.
         """
-        mask = kept[1]
-        found, up = self._low_backward(x, kept, gradient)
-        if of_x is not None and mask is None:
-            of_x.addmm_(up, self.parameters[0].to(x.dtype))
-        elif of_x is not None:
-            of_x += product(up, self.parameters[0].to(x.dtype).t()).mul_(mask)
-        return found
+        mask, a = kept[1], self.parameters[0]
+        assert mask is not None
+        up, of_b = self.low_backward(kept, gradient)
+        if of_x is not None:
+            of_x += product(up, a.to(x.dtype).t()).mul_(mask)
+        return [product(up.t(), (x * mask).t()).to(a.dtype), of_b]
+
+    def beyond(self, along: torch.Tensor | None) -> list[torch.Tensor]:
+        """The gradients of `parameters` beyond A and B, where nothing was dropped."""
+        return []
 
     def _mask(self, x: torch.Tensor) -> tuple[torch.Tensor | None, float]:
         """What is kept of x (None: all of it), and by what the rest is multiplied."""
@@ -110,16 +117,11 @@ class Lora:
     def _scale(self, mask: torch.Tensor | None) -> float:
         return self.scale / (1 - (self.dropout if mask is not None else 0.0))
 
-    def _low_backward(
-        self, x: torch.Tensor, kept: Kept, gradient: torch.Tensor
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The gradients of A and B, and u."""
+    def low_backward(self, kept: Kept, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """u, (tokens, r), and the gradient of B, given that of the sum of both products, (tokens, out)."""
         low, mask = kept[:2]
         assert low is not None
-        a, b = self.parameters[:2]
-        scale = self._scale(mask)
-        # `gradient` is a part of wider rows, which oneDNN would copy entry by entry: these two are left to torch
-        up = (gradient @ b.to(x.dtype)).mul_(scale)
-        of_b = (low.t() @ gradient).t().mul_(scale).contiguous()
-        of_a = product(up.t(), (x if mask is None else x * mask).t())
-        return [of_a.to(a.dtype), of_b.to(b.dtype)], up
+        b, scale = self.parameters[1], self._scale(mask)
+        up = part_product(gradient, b.to(gradient.dtype)).mul_(scale)
+        of_b = part_product(low.t(), gradient).t().mul_(scale).contiguous()
+        return up, of_b.to(b.dtype)
