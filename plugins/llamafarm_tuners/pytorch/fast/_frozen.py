@@ -81,6 +81,11 @@ class Frozen:
         if self._whole is not None:
             self._replace([layer.weight.data.clone() for layer in self._layers])
 
+    @property
+    def whole(self) -> torch.Tensor | None:
+        """The matrix where none is packed."""
+        return self._whole
+
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether inputs in a format are what the layers take now."""
         if self._whole is not None:

@@ -18,7 +18,7 @@ from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE, register,
 from llamafarm_tuners.pytorch.fast._decoder import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
 from llamafarm_tuners.pytorch.fast._liger import liger_kernels
-from llamafarm_tuners.pytorch.fast._linear import faster_products
+from llamafarm_tuners.pytorch.fast._linear import faster_products, ordered_copies
 
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
 """How architectures answer to a call that they do not know."""
@@ -97,7 +97,7 @@ def fast_paths(
     """
     wanted = wanted or Wanted()
     if wanted == Wanted.nothing():
-        run.emit("paths", batches="padded", head="the model's own", fused_layers=0, onednn_products=0)
+        run.emit("paths", batches="padded", head="the model's own", fused_layers=0, ordered_copies=0, onednn_products=0)
         yield Paths(selective=can_select_logits(model))
         return
     with ExitStack() as stack:
@@ -112,9 +112,11 @@ def fast_paths(
             kernel = _kernel(model)
             mask = stand_in(kernel, device) if apart and kernel in (KERNEL, VARIABLE) else None
             liger = _liger(model, probe, device, mask if apart else None, stack) if wanted.liger else {}
-            layers, why_not = 0, "batches are padded"
-            if wanted.layers and apart:
-                layers, why_not = _layers(model, device, probe, mask, stack)
+            fused, why_not = (
+                _layers(model, device, probe, mask, stack) if wanted.layers and apart else ([], "batches are padded")
+            )
+            ordered = stack.enter_context(ordered_copies(_frozen_matrices(fused, head)))
+            layers = len(fused)
         if reason and wanted.documents:
             run.emit("notice", message=f"batches are padded: {reason}")
         run.emit(
@@ -122,6 +124,7 @@ def fast_paths(
             batches="documents in one row" if apart else "padded",
             head="in chunks, at learned tokens" if head is not None else "the model's own",
             fused_layers=layers,
+            ordered_copies=ordered,
             **({"not_fused": why_not} if why_not and wanted.layers else {}),
             onednn_products=products,
             **liger,
@@ -189,12 +192,12 @@ def _unlike(model: nn.Module, device: torch.device, probe: Probe, mask: torch.Te
 
 def _layers(
     model: nn.Module, device: torch.device, probe: Probe, mask: torch.Tensor | None, stack: ExitStack
-) -> tuple[int, str]:
-    """Replace the forward of decoder layers that have a faster one; return how many, and why some have not."""
+) -> tuple[list[FastLayer], str]:
+    """Replace the forward of decoder layers that have a faster one; return these, and why some have not."""
     found = [module for module in transformers_model(model).modules() if type(module).__name__.endswith("DecoderLayer")]
     exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
     if exact and torch.is_autocast_enabled(device.type):
-        return 0, "mixed precision on a base in float32"
+        return [], "mixed precision on a base in float32"
     reasons = {id(layer): refusal(layer) for layer in found}
     with ExitStack() as trial:
         fast = [FastLayer(layer, last=layer is found[-1]) for layer in found if reasons[id(layer)] is None]
@@ -202,9 +205,18 @@ def _layers(
             trial.callback(layer.release)
         fault = probe.fault(model, device, mask) if fast else None
         if fault is not None:
-            return 0, fault
+            return [], fault
         stack.enter_context(trial.pop_all())
-    return len(fast), next((reason for reason in reasons.values() if reason), "" if found else "no decoder layers")
+    return fast, next((reason for reason in reasons.values() if reason), "" if found else "no decoder layers")
+
+
+def _frozen_matrices(fused: Sequence[FastLayer], head: nn.Module | None) -> list[torch.Tensor]:
+    """Those that fused layers multiply with, and the head's."""
+    found = [group.frozen.whole for layer in fused for group in layer.groups]
+    plain = plain_head(head) if fused else None
+    if plain is not None and not plain.weight.requires_grad:
+        found.append(plain.weight)
+    return [matrix for matrix in found if matrix is not None]
 
 
 def _liger(

@@ -6,18 +6,24 @@ which PyTorch also brings, does not. Both are plain float32. bfloat16 goes throu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-_CPU_INFO = Path("/proc/cpuinfo")
+_CPU_INFO, _MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+
+_ROOM = 1 / 16
+"""The share of free memory that copies of frozen matrices may take."""
+
+_USUAL_ROWS = 1024
+"""For how many rows oneDNN is asked to choose an order; others are as fast with it."""
 
 
 @cache
@@ -67,10 +73,71 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
         bias: (out,).
     """
     dense = x.numel() > 0 and (x.is_contiguous() or x.t().is_contiguous())  # oneDNN is very slow on other strides
-    if dense and x.device.type == "cpu" and x.dtype == torch.float32 and onednn_pays():
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
-        return result
+    if not dense or x.device.type != "cpu":
+        return functional.linear(x, weight, bias)
+    ordered = _ordered.get(_place(weight)) if _ordered else None
+    if ordered is not None:
+        return _onednn(x, ordered.copy, bias)
+    if x.dtype == torch.float32 and onednn_pays():
+        return _onednn(x, weight, bias)
     return functional.linear(x, weight, bias)
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
+    return result
+
+
+class _Ordered(NamedTuple):
+    """A copy of a matrix in oneDNN's own order; the matrix is kept, so that no other comes to lie where it lies."""
+
+    matrix: torch.Tensor
+    copy: torch.Tensor
+
+
+_ordered: dict[tuple[object, ...], _Ordered] = {}
+"""By the place of the matrix."""
+
+
+def _place(matrix: torch.Tensor) -> tuple[object, ...]:
+    return matrix.data_ptr(), matrix.shape, matrix.stride(), matrix.dtype
+
+
+@contextmanager
+def ordered_copies(matrices: Sequence[torch.Tensor]) -> Iterator[int]:
+    """While it lasts, `product` takes copies of frozen matrices that stand in oneDNN's own order, if memory has room.
+
+    Without them oneDNN orders a matrix anew in each product. Results are the same to the last bit.
+
+    Args:
+        matrices: Each (out, in); nobody changes them meanwhile.
+
+    Yields:
+        How many bytes the copies take: two of each matrix, one for either direction, or none at all.
+    """
+    mine = [matrix.detach() for matrix in matrices if matrix.dtype in (torch.float32, torch.bfloat16)]
+    needed = 2 * sum(matrix.nbytes for matrix in mine)
+    if not onednn_pays() or needed > _ROOM * _available():
+        yield 0
+        return
+    added = {_place(way): _in_order(way) for matrix in mine for way in (matrix, matrix.t())}
+    _ordered.update(added)
+    try:
+        yield needed
+    finally:
+        for place in added:
+            del _ordered[place]
+
+
+def _in_order(matrix: torch.Tensor) -> _Ordered:
+    copy = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), _USUAL_ROWS)  # noqa: SLF001  # no other way
+    return _Ordered(matrix, copy)
+
+
+def _available() -> int:
+    """Bytes of main memory that are free; 0: not known."""
+    lines = _MEMORY_INFO.read_text(encoding="utf-8").splitlines() if _MEMORY_INFO.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def part_product(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
