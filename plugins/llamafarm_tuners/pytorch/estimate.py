@@ -26,6 +26,7 @@ from llamafarm_tuners.pytorch.kernels import attention
 from llamafarm_tuners.pytorch.optim import effective
 from llamafarm_tuners.pytorch.packs import capacity
 from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
+from llamafarm_tuners.pytorch.processor import made_by_amd, room_for_copies
 from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
@@ -175,6 +176,7 @@ def _memory(run: _Run) -> Iterator[tuple[str, float]]:
     base = float(_BASE.get(run.plan.device.type, 0))
     yield "process", base + (_BITSANDBYTES if base and run.packed else 0)
     yield "weights", _weights(run)
+    yield "ordered copies", _copies(run)
     adapters, changed = run.found.adapters, run.found.base
     copies = 0 if any(spec.changes_base for spec in run.specs) else changed
     width = run.trained_width
@@ -210,6 +212,18 @@ def _weights(run: _Run) -> float:
     if run.on_cpu and run.workload.stored_bits == 32:  # the file stays mapped, for what is not packed stands in it
         packed += 4.0 * architecture.linear_parameters
     return packed
+
+
+def _copies(run: _Run) -> float:
+    """Two of each frozen matrix that fused layers and the head multiply with, in the order of oneDNN, if they fit."""
+    if not run.fused or run.packed or not made_by_amd():
+        return 0.0
+    architecture = run.architecture
+    head = (
+        0 if run.found.head or architecture.model_type in _UNCHUNKED else architecture.vocabulary * architecture.hidden
+    )
+    needed = 2 * run.width * (architecture.linear_parameters + head)
+    return needed if needed <= room_for_copies(run.plan.device.memory_bytes) else 0.0
 
 
 def _activations(run: _Run) -> float:

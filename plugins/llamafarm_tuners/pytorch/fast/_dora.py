@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from llamafarm_tuners.pytorch.fast._frozen import times
-from llamafarm_tuners.pytorch.fast._linear import add_product, low_product, product
+from llamafarm_tuners.pytorch.fast._linear import low_product, product
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 
 _TINY = 1e-30
@@ -52,7 +52,7 @@ class Dora(Lora):
         z = times(left, weight).mul_(rest)
         y -= z
         low = low_product(left, a)
-        add_product(z, low, b.to(x.dtype).t(), self._scale(mask))
+        z.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
         y += z * (magnitudes / self._length(weight))
         return [low, mask, z]
 
@@ -75,8 +75,7 @@ class Dora(Lora):
         up, of_b = self.low_backward(kept, scaled)
         if of_x is not None:
             of_left = times(scaled.sub_(gradient), weight.t()).div_(1 - self.dropout)
-            add_product(of_left, up, a.to(x.dtype))
-            of_x += of_left.mul_(mask)
+            of_x += of_left.addmm_(up, a.to(x.dtype)).mul_(mask)
         of_a = product(up.t(), (x * mask).t()).to(a.dtype)
         return [of_a, of_b, of_magnitudes.to(magnitudes.dtype)]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from llamafarm_tuners.pytorch.fast._dora import Dora
 from llamafarm_tuners.pytorch.fast._frozen import Frozen, refused_base, times
-from llamafarm_tuners.pytorch.fast._linear import add_product, low_product, product
+from llamafarm_tuners.pytorch.fast._linear import low_product, product
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 
 _WRAPPERS = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
@@ -169,7 +169,7 @@ class _Shared:
         for a, of_a, into in zip(self._matrices, found, self._into, strict=True):
             into.insert(0, of_a.to(a.dtype))
         if of_x is not None:
-            add_product(of_x, up, _rows(self._matrices).to(up.dtype))
+            of_x.addmm_(up, _rows(self._matrices).to(up.dtype))
 
 
 def _rows(matrices: list[torch.Tensor]) -> torch.Tensor:

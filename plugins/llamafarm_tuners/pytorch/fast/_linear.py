@@ -7,7 +7,7 @@ which PyTorch also brings, does not. Both are plain float32. bfloat16 goes throu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import MethodType
@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_CPU_INFO, _MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+from llamafarm_tuners.pytorch.processor import made_by_amd, room_for_copies
 
-_ROOM = 1 / 16
-"""The share of free memory that copies of frozen matrices may take."""
+_MEMORY_INFO = Path("/proc/meminfo")
+
+_FEW = 32
+"""Of fewer rows products with copies may add up in another order."""
 
 _USUAL_ROWS = 1024
 """For how many rows oneDNN is asked to choose an order; others are as fast with it."""
@@ -29,28 +31,24 @@ _USUAL_ROWS = 1024
 @cache
 def onednn_pays() -> bool:
     """Whether float32 products are faster through oneDNN here: told by the maker, so that equal machines agree."""
-    known = _CPU_INFO.is_file() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return known and "AuthenticAMD" in _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    return made_by_amd() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 @cache
 def batched_products_pay() -> bool:
-    """Whether PyTorch's own float32 products can go through oneDNN, lose nothing there, and are faster."""
+    """Whether float32 products of batches can go through oneDNN, lose nothing there, and are faster."""
     if not onednn_pays() or not hasattr(torch.backends.mkldnn, "matmul"):
         return False
     one, other = (torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0)) for _ in range(2))
     with batched_products():
-        found = torch.bmm(one, other), one[0] @ other[0].t(), one[0].addmm(one[1], other[1], alpha=2.0)
-    one, other = one.double(), other.double()
-    expected = one @ other, one[0] @ other[0].t(), one[0].addmm(one[1], other[1], alpha=2.0)
+        result = torch.bmm(one, other)
     # rounding of float32: 1e-6; an operand in bfloat16: 1e-3
-    same = (torch.allclose(a.double(), b, rtol=1e-5, atol=0.0) for a, b in zip(found, expected, strict=True))
-    return all(same)
+    return bool(torch.allclose(result.double(), one.double() @ other.double(), rtol=1e-5, atol=0.0))
 
 
 @contextmanager
 def batched_products() -> Iterator[None]:
-    """While it lasts, PyTorch gives float32 products to oneDNN, those of batches and of parts of matrices too.
+    """While it lasts, PyTorch gives float32 products of batches to oneDNN.
 
     PyTorch does so only where it may compute in bfloat16, which oneDNN does on processors with units for tiles alone.
     Others compute in float32 as ever: `batched_products_pay` looks.
@@ -75,8 +73,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     dense = x.numel() > 0 and (x.is_contiguous() or x.t().is_contiguous())  # oneDNN is very slow on other strides
     if not dense or x.device.type != "cpu":
         return functional.linear(x, weight, bias)
-    ordered = _ordered.get(_place(weight)) if _ordered else None
-    if ordered is not None:
+    ordered = _ordered.get(_place(weight)) if _ordered and len(x) >= _FEW else None
+    if ordered is not None and x.dtype == weight.dtype:
         return _onednn(x, ordered.copy, bias)
     if x.dtype == torch.float32 and onednn_pays():
         return _onednn(x, weight, bias)
@@ -117,7 +115,7 @@ def ordered_copies(matrices: Sequence[torch.Tensor]) -> Iterator[int]:
     """
     mine = [matrix.detach() for matrix in matrices if matrix.dtype in (torch.float32, torch.bfloat16)]
     needed = 2 * sum(matrix.nbytes for matrix in mine)
-    if not onednn_pays() or needed > _ROOM * _available():
+    if not onednn_pays() or needed > room_for_copies(_available()):
         yield 0
         return
     added = {_place(way): _in_order(way) for matrix in mine for way in (matrix, matrix.t())}
@@ -126,7 +124,7 @@ def ordered_copies(matrices: Sequence[torch.Tensor]) -> Iterator[int]:
         yield needed
     finally:
         for place in added:
-            del _ordered[place]
+            _ordered.pop(place, None)
 
 
 def _in_order(matrix: torch.Tensor) -> _Ordered:
@@ -138,23 +136,6 @@ def _available() -> int:
     """Bytes of main memory that are free; 0: not known."""
     lines = _MEMORY_INFO.read_text(encoding="utf-8").splitlines() if _MEMORY_INFO.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
-
-
-def part_product(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """`x @ other`, outside of autograd, for parts of wider rows: `product` would copy them, entry by entry."""
-    with _parts(x):
-        return x @ other
-
-
-def add_product(y: torch.Tensor, x: torch.Tensor, other: torch.Tensor, scale: float = 1.0) -> None:
-    """Add `scale * x @ other` to y, which may be a part of wider rows."""
-    with _parts(x):
-        y.addmm_(x, other, alpha=scale)
-
-
-def _parts(x: torch.Tensor) -> AbstractContextManager[None]:
-    pays = x.dtype == torch.float32 and x.device.type == "cpu" and batched_products_pay()
-    return batched_products() if pays else nullcontext()
 
 
 def low_product(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:

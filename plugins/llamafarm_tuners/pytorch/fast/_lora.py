@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._linear import add_product, low_product, part_product, product
+from llamafarm_tuners.pytorch.fast._linear import low_product, product
 
 Kept = list[torch.Tensor | None]
 
@@ -73,7 +73,7 @@ class Lora:
         if low is None:
             mask, _ = self._mask(x)
             low = low_product(x if mask is None else x * mask, a)
-        add_product(y, low, b.to(x.dtype).t(), self._scale(mask))
+        y.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
         return [low, mask]
 
     def backward(
@@ -122,6 +122,7 @@ class Lora:
         low, mask = kept[:2]
         assert low is not None
         b, scale = self.parameters[1], self._scale(mask)
-        up = part_product(gradient, b.to(gradient.dtype)).mul_(scale)
-        of_b = part_product(low.t(), gradient).t().mul_(scale).contiguous()
+        # `gradient` is a part of wider rows, which oneDNN would copy entry by entry: these two are left to torch
+        up = (gradient @ b.to(gradient.dtype)).mul_(scale)
+        of_b = (low.t() @ gradient).t().mul_(scale).contiguous()
         return up, of_b.to(b.dtype)

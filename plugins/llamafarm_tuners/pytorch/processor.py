@@ -1,0 +1,21 @@
+"""What is known of the processor without torch, and what room copies of frozen matrices may take there."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_ROOM, _MOST = 1 / 16, 2**30
+"""Copies take no more than this share of memory, and no more bytes than that: a container may have little."""
+
+
+@cache
+def made_by_amd() -> bool:
+    """Whether the processor is of the maker on whose processors oneDNN is faster than MKL."""
+    return _CPU_INFO.is_file() and "AuthenticAMD" in _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+
+
+def room_for_copies(memory: float) -> float:
+    """Bytes that copies of frozen matrices may take of so much memory."""
+    return min(_MOST, _ROOM * memory)
