@@ -452,9 +452,11 @@ class TrainingConfig(Config):
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more work.")
     # evaluation
     eval_strategy: Literal["auto", "no", "steps", "epoch"] = Field(
-        "auto", description="When to evaluate; `auto`: each epoch if there is held-out data."
+        "auto", description="When to evaluate held-out rows; `auto`: each eval_steps if given, else each epoch."
     )
-    eval_steps: int = Field(100, description="Steps between evaluations; -1: each epoch; 999999 or more: never.")
+    eval_steps: int | None = Field(
+        None, description="Steps between evaluations; -1: each epoch; 999999 or more: never; default 100."
+    )
     per_device_eval_batch_size: Count | None = Field(None, description="Rows per evaluation batch; default batch_size.")
     eval_accumulation_steps: Count | None = Field(
         None, description="Accepted; without effect, because evaluation keeps no predictions to accumulate."
@@ -537,6 +539,14 @@ class TrainingConfig(Config):
             rest = {key: value for key, value in values.items() if key != "batch_size"}
             return rest | {"auto_find_batch_size": True}
         return values
+
+    @property
+    def eval_interval(self) -> tuple[Literal["no", "steps", "epoch"], int]:
+        """What `eval_strategy` comes to, and the steps between evaluations by steps."""
+        steps = 100 if self.eval_steps is None else self.eval_steps
+        if self.eval_strategy == "auto":
+            return ("epoch" if self.eval_steps is None else "steps"), steps
+        return self.eval_strategy, steps
 
 
 class EvaluationConfig(Config):

@@ -322,7 +322,7 @@ def _growing(config: PytorchConfig, plan: RunPlan) -> Findings:
 
 def _evaluation(config: PytorchConfig, plan: RunPlan) -> Findings:
     training = config.training
-    if not happens(training.eval_strategy, training.eval_steps):
+    if not happens(*training.eval_interval):
         for name, on in (
             ("load_best_model_at_end", training.load_best_model_at_end),
             ("early_stopping", training.early_stopping),

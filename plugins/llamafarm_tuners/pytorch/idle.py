@@ -35,7 +35,7 @@ def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, st
         ("a constant rate does not warm up" if constant else "warmup_steps decides"),
     )
     yield "training.warmup_steps", constant, "a constant rate does not warm up; constant_with_warmup does"
-    yield "training.eval_steps", training.eval_strategy != "steps", f"eval_strategy is {training.eval_strategy}"
+    yield "training.eval_steps", training.eval_interval[0] != "steps", f"eval_strategy is {training.eval_strategy}"
     yield "training.save_steps", training.save_strategy != "steps", f"save_strategy is {training.save_strategy}"
     yield "training.eval_accumulation_steps", True, "evaluation keeps no predictions that would have to be moved"
     yield "training.early_stopping_patience", not early, "early_stopping is off"
