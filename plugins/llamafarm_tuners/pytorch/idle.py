@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamafarm.api import Decision, RunPlan
+from llamafarm.api import NO_EFFECT, Decision, RunPlan
 from llamafarm.api.launch import world_size
 from llamafarm_tuners.pytorch.config import PytorchConfig
 
@@ -18,7 +18,7 @@ def idle_settings(config: PytorchConfig, plan: RunPlan) -> Iterator[Decision]:
     for path, idle, reason in _table(config, plan):
         given = path in plan.given or path in blocks or any(known.startswith(f"{path}.") for known in plan.given)
         if idle and given:
-            yield Decision(path, "no effect", reason)
+            yield Decision(path, NO_EFFECT, reason)
 
 
 def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, str]]:
