@@ -104,8 +104,12 @@ class Pair:
         begun = time.monotonic()
         if _lives(both[rank].pid):
             both[rank].send_signal(number)
+        return self._ended(both, begun, IN_TIME[number])
+
+    @staticmethod
+    def _ended(both: Sequence[Command], begun: float, seconds: float) -> Struck:
         # a process that is stopped after all its work harms nobody; a launcher ends it
-        while any(_lives(command.pid) for command in both) and time.monotonic() < begun + IN_TIME[number] + 5:
+        while any(_lives(command.pid) for command in both) and time.monotonic() < begun + seconds + 5:
             time.sleep(0.02)
         took = time.monotonic() - begun
         codes: list[int | None] = []
@@ -115,6 +119,19 @@ class Pair:
                 command.send_signal(signal.SIGKILL)
             codes.append(command.wait() if not left else command.wait() and None)
         return Struck((codes[0], codes[1]), took, "".join(command.said() for command in both))
+
+    def block(self, name: str) -> Struck:
+        """Start both, and let the first stand still for ever in its log after four steps, as if its disk did.
+
+        Its heartbeat goes on: only its main thread waits, in the system, for somebody to read from a pipe.
+        """
+        both = self.start(name)
+        both[0].wait_for("step=4/12")
+        log = self._folder / name / "trainer_log.jsonl"
+        os.mkfifo(self._folder / "pipe")
+        begun = time.monotonic()
+        (self._folder / "pipe").replace(log)
+        return self._ended(both, begun, IN_TIME[signal.SIGSTOP])
 
     def result(self, name: str) -> tuple[str, str, list[tuple[object, ...]]]:
         """What has to be the same: weights, best weights, log."""

@@ -55,6 +55,7 @@ from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.kernels import unusable_liger
 from llamafarm_tuners.pytorch.packs import packed_rows
 from llamafarm_tuners.pytorch.precision import Autocast, DType, autocast
+from llamafarm_tuners.pytorch.progress import PROGRESS
 from llamafarm_tuners.pytorch.schedule import plan_sizes
 from llamafarm_tuners.pytorch.sides import tokenized_sides
 from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
@@ -291,7 +292,7 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
     measured = {f"{name.replace('_', ' ')}": f"{value:.4g}" for name, value in metrics.items() if name in _ON_THE_CARD}
     counted = {_TRAINED: _share(count_parameters(trained.model))}
     final = replace(trained, facts={**trained.facts, **counted, **measured})
-    with merged_into(folder) as temporary:
+    with PROGRESS.elsewhere("writing the result"), merged_into(folder) as temporary:
         write_model(final, temporary)
         train_results = {name: value for name, value in metrics.items() if not name.startswith(("eval_", "exact_"))}
         write_json(temporary / "train_results.json", train_results)
@@ -301,6 +302,7 @@ def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -
         history = course.report.journal.history
         state = trainer_state(course.step, course.sizes, job.config.training, course.best, history)
         write_json(temporary / "trainer_state.json", state)
+        PROGRESS.sign()
         write_manifest(temporary, course.step, position={"step": course.step}, identity=job.identity)
         files = [path.name for path in temporary.iterdir()]
     if course.best.step is None:

@@ -46,6 +46,7 @@ from llamafarm_tuners.pytorch._store import Trained
 from llamafarm_tuners.pytorch.fast._install import Paths
 from llamafarm_tuners.pytorch.guard import Figures, Guard
 from llamafarm_tuners.pytorch.guard.advice import advice
+from llamafarm_tuners.pytorch.progress import PROGRESS
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
 from llamafarm_tuners.pytorch.tasks import by_task
 
@@ -206,6 +207,7 @@ class Stepper:
         scale = accelerator.num_processes / max(labels, 1.0)
         loss = torch.zeros((), device=accelerator.device)
         for batch in batches:
+            PROGRESS.sign()
             with accelerator.no_sync(self.model):
                 with autocast(accelerator), self._away():
                     there = batch.to(accelerator.device, pin=self.work.training.dataloader_pin_memory)
