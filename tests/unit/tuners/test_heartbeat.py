@@ -90,7 +90,7 @@ def test_a_process_whose_main_thread_stands_still_gives_itself_up_and_nobody_els
             process.wait(10)
     assert told is not None
     # steps of 0.2 s were seen for 1.6 s: ten times that is suffered, less what a busy machine adds to a step
-    assert 1.6 + 2.0 <= told
+    assert told >= 1.6 + 2.0
     assert process.returncode == 75
     assert heard.rpartition(b"lost 1 ")[2].split()[1:] == [b"a", b"step"]
 
@@ -114,8 +114,8 @@ def test_what_takes_longer_than_ever_is_suffered_for_a_while():
     assert 0.05 <= longest < 0.2, "without what it waited for others"
     assert progress.allowed("a step", 0.1) == TIMES * longest
     assert progress.allowed("a step", 60) == 60
-    with pytest.raises(OSError), progress.elsewhere("writing a checkpoint"):
-        raise OSError
+    with pytest.raises(BrokenPipeError), progress.elsewhere("writing a checkpoint"):
+        raise BrokenPipeError
     assert progress.now[1] == "a step"
     progress.rest()
     assert progress.now[1] == ""
