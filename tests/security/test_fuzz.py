@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from targets import SEEDS, TARGETS, attempt
 
-EXAMPLES = 60
+EXAMPLES = 500
 WORDS = rb"""{ } " [ ] : , \ud800 -0 NaN 1e999 null ${ &a *a {% {{ %} }} << - !! ../ ' # |"""
 PIECES = st.sampled_from([*WORDS.split(), b"\n", b"\0", b"\xff", b"\xed\xa0\x80", b"9" * 400])
 
