@@ -158,7 +158,7 @@ class Trial:
         """Train a case, and go on at each of its checkpoints."""
         straight = self._folder / f"case-{number}"
         (self._folder / f"{number}.yaml").write_text(json.dumps(strategy(case)))
-        code, said = self._train(["-s", f"{number}.yaml", "-o", straight.name], case["processes"])
+        code, said = self.train(["-s", f"{number}.yaml", "-o", straight.name], case["processes"])
         if code != 0:
             yield Outcome(0, same=False, said=False, wrong=f"exit code {code}: {said[-800:]}")
             return
@@ -166,7 +166,7 @@ class Trial:
         for step in range(1, STEPS + 1):
             copy = self._folder / f"case-{number}-at-{step}"
             killed_after(straight, copy, step)
-            code, said = self._train(["--resume", copy.name], case["processes"])
+            code, said = self.train(["--resume", copy.name], case["processes"])
             wrong = f"exit code {code}: {said[-800:]}" if code else ""
             if not wrong and f"resumed from checkpoint-{step}, step {step} of {STEPS}" not in said:
                 wrong = f"did not resume: {said[-800:]}"
@@ -174,7 +174,8 @@ class Trial:
             shutil.rmtree(copy)
         shutil.rmtree(straight)
 
-    def _train(self, argv: Sequence[str], processes: int) -> tuple[int, str]:
+    def train(self, argv: Sequence[str], processes: int) -> tuple[int, str]:
+        """Carry out `llamafarm train ARGV` in so many processes: the worst exit code, and what they said."""
         told = {name: value for name, value in os.environ.items() if not name.startswith("LLAMAFARM")}
         told |= {"LLAMAFARM_HOME": str(self._folder / ".home"), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
         told |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
