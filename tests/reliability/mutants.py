@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 300
 
 MODULES = {
-    "llamafarm.models.checkpoint": ("tests/unit/tuners/test_store.py", "tests/unit/models/test_checkpoint.py"),
+    "llamafarm.models.checkpoint": ("tests/unit/models/test_checkpoint.py",),
     "llamafarm_tuners.pytorch._checkpoints": ("tests/unit/tuners/test_store.py",),
     "llamafarm.core.permissions": ("tests/security/test_traversal.py", "tests/security/test_permissions.py"),
     "llamafarm.core.place": ("tests/unit/core/test_place.py", "tests/unit/core/test_run.py"),
