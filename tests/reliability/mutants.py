@@ -169,6 +169,7 @@ def survives(name: str, file: Path, tree: ast.AST, tests: Sequence[str]) -> bool
             for descriptor in (0, 1, 2):
                 os.dup2(nothing, descriptor)
             sys.meta_path.insert(0, Mutated(name, str(file), compile(tree, str(file), "exec")))
+            importlib.import_module(name)  # before pytest puts finders of its own in front
             import pytest
 
             code = int(
