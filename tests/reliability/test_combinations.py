@@ -18,7 +18,7 @@ def test_any_three_settings_meet_in_all_their_combinations() -> None:
     every = cases()
     assert len(every) == 24
     assert uncovered(every, 2) == uncovered(every, 3) == []
-    assert uncovered(every[1:], 3), "none of the 24 is one too many"
+    assert uncovered(every[:12], 3), "half of them would not do"
     assert uncovered([every[number] for number in SAMPLE], 2, 8) == [], "the sample has all pairs of the first eight"
     assert len(uncovered([], 2, 8)) == 28 * 4
     assert next(product(*FACTORS.values())) == tuple(every[0].values())
