@@ -103,6 +103,8 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield f"{not value}", ast.Constant(not value)
         case ast.Constant(value=int(value)):
             yield f"{value + 1} instead of {value}", ast.Constant(value + 1)
+        case ast.Return(value=ast.Constant(value=None)):
+            return
         case ast.Return(value=ast.expr()):
             yield f"{ast.unparse(node)} → None", ast.Return(ast.Constant(None))
         case ast.Expr(value=ast.Call()) | ast.Raise():
