@@ -41,9 +41,9 @@ from llamafarm_tuners.pytorch._model import (
 )
 from llamafarm_tuners.pytorch._stability import compiled, process_switches
 from llamafarm_tuners.pytorch._state import read_methods
-from llamafarm_tuners.pytorch._step import Work
 from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
 from llamafarm_tuners.pytorch._train import Continuation, Course, train
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
 from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths

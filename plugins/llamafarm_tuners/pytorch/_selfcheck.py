@@ -20,7 +20,7 @@ from llamafarm_tuners.pytorch._isolation import computes_exactly, without_dropou
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._stability import process_switches
-from llamafarm_tuners.pytorch._step import Work
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.fast._install import Paths, fast_paths
 from llamafarm_tuners.pytorch.precision import autocast as autocast_of
