@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 OURS = ("generic", "fused", "generic_bf16", "fused_bf16")
-HALF = ("trl", "llamafactory_packed_bf16")
+HALF = ("trl", "torchtune")
 """Besides those that end in bf16."""
 
 _HEADS = ("train CPU s", "train s", "tokens/CPU s", "of the limit", "times {}", "peak MiB", "of its memory")
@@ -63,9 +63,8 @@ def table(figures: Figures) -> str:
 
 def goals(figures: Figures, model: str) -> str:
     """How far ours are, against each goal that what was measured speaks of."""
-    peers = [
-        way for way in figures.found if way not in OURS and way.split("_")[0] in ("trainer", "trl", "llamafactory")
-    ]
+    programs = ("trainer", "trl", "torchtune", "llamafactory")
+    peers = [way for way in figures.found if way.split("_")[0] in programs]
     wanted = {"s": (3.0, 4.5), "m": (2.3, 3.8)}[model]
     rows = []
     for name, peer, goal in (("Trainer's defaults", "trainer", wanted), ("TRL's defaults", "trl", (5.0, 7.5))):
