@@ -191,7 +191,7 @@ def report(options: argparse.Namespace, ways: Sequence[str], store: Store, token
         names = [name for name in ("float32", "bfloat16") if any(name in limit for limit in limits)]
         best = ", ".join(f"{max(limit[name] for limit in limits if name in limit):.0f} in {name}" for name in names)
         print(f"\n{threads} thread(s); limit, GFLOP a CPU second: {best}.\n\n{table(figures)}\n")
-        if not options.ablation:
+        if not options.ablation and options.method == "lora":
             print(goals(figures, options.model))
 
 

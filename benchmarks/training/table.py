@@ -68,7 +68,8 @@ def goals(figures: Figures, model: str) -> str:
     wanted = {"s": (3.0, 4.5), "m": (2.3, 3.8)}[model]
     rows = []
     for name, peer, goal in (("Trainer's defaults", "trainer", wanted), ("TRL's defaults", "trl", (5.0, 7.5))):
-        rows.append([f"{name}: {goal[0]} generic, {goal[1]} fused", *_times(figures, peer)])
+        if peer in figures.found:
+            rows.append([f"{name}: {goal[0]} generic, {goal[1]} fused", *_times(figures, peer)])
     fastest = _least(figures, peers, "train")
     rows.append([f"the strongest of any peer (`{fastest}`): 1.5 generic, 2.5 fused", *_times(figures, fastest)])
     memory = [_number(figures.ratio("memory", way, "trainer")) for way in OURS]
