@@ -12,7 +12,8 @@ from llamafarm.errors import RunDirectoryError
 from llamafarm.models._load import quiet
 from llamafarm_tuners.pytorch._broken import put_weights, read_broken, read_kept
 from llamafarm_tuners.pytorch._diagnosis import look_into
-from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, paths_of, prepare
+from llamafarm_tuners.pytorch._fit import paths_of, prepare
+from llamafarm_tuners.pytorch._job import Fit, accelerator_for
 from llamafarm_tuners.pytorch._random import set_random_state
 from llamafarm_tuners.pytorch._remedies import apply_again
 from llamafarm_tuners.pytorch._stability import process_switches

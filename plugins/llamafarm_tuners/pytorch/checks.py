@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from operator import attrgetter
 
-from llamafarm.api import Decision, RunPlan
+from llamafarm.api import NO_EFFECT, Decision, RunPlan
 from llamafarm.errors import NetworkError, Problem, nearest, one_of
 from llamafarm.models.hub import is_offline, require_cached
 from llamafarm.models.locate import locate
@@ -308,9 +308,9 @@ def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
 def _offloaded_optimizer(plan: RunPlan, asked: str, optim: str) -> Findings:
     path, device = "training.use_cpu_offload", plan.device.type
     if device not in BESIDE_MAIN_MEMORY:
-        yield Decision(path, "no effect", f"with {device} the optimizer's state is in main memory anyway")
+        yield Decision(path, NO_EFFECT, f"with {device} the optimizer's state is in main memory anyway")
     elif optim == "sgd":
-        yield Decision(path, "no effect", "sgd keeps no state")
+        yield Decision(path, NO_EFFECT, "sgd keeps no state")
     elif optim not in OFFLOADED:
         reason = f"optim: {asked} keeps its state in a way of its own"
         reason += ", paged out by itself" if asked.startswith("paged") else ""
@@ -332,7 +332,7 @@ def _growing(config: PytorchConfig, plan: RunPlan) -> Findings:
 
 def _evaluation(config: PytorchConfig, plan: RunPlan) -> Findings:
     training = config.training
-    if not happens(training.eval_strategy, training.eval_steps):
+    if not happens(*training.eval_interval):
         for name, on in (
             ("load_best_model_at_end", training.load_best_model_at_end),
             ("early_stopping", training.early_stopping),
