@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from transformers.optimization import get_scheduler
 
 from llamafarm.api import TrainingConfig
-from llamafarm_tuners.pytorch import optim
+from llamafarm_tuners.pytorch import _host_optimizer, optim
 from llamafarm_tuners.pytorch._host_optimizer import HostOptimizer
 from llamafarm_tuners.pytorch._optimizer import build_optimizer, parameter_groups
 
@@ -36,7 +38,15 @@ class Trainer:
     def __init__(self, training: TrainingConfig, dtype: torch.dtype = torch.float32) -> None:
         self.model = small(dtype)
         self.optimizer = build_optimizer(self.model, training, "cpu")
+        self.schedule()
+
+    def schedule(self) -> None:
         self.scheduler = get_scheduler("cosine", self.optimizer, num_warmup_steps=2, num_training_steps=12)
+
+    def use_parts_of(self, size: int) -> None:
+        build = functools.partial(torch.optim.AdamW, fused=True, betas=(0.8, 0.999), eps=1e-8)
+        self.optimizer = HostOptimizer(parameter_groups(self.model, TRAINING), build, size)
+        self.schedule()
 
     def steps(self, first: int, last: int) -> list[torch.Tensor]:
         for step in range(first, last):
@@ -66,10 +76,7 @@ def test_it_computes_what_the_optimizer_on_the_device_computes_to_the_last_bit()
 @pytest.mark.parametrize("size", [1, 600, 2**30])
 def test_the_size_of_the_parts_does_not_matter(size):
     trainer = Trainer(TRAINING)
-    groups = parameter_groups(trainer.model, TRAINING)
-    adam = {"betas": (0.8, 0.999), "eps": 1e-8}
-    trainer.optimizer = HostOptimizer(groups, lambda groups: torch.optim.AdamW(groups, fused=True, **adam), size)
-    trainer.scheduler = get_scheduler("cosine", trainer.optimizer, num_warmup_steps=2, num_training_steps=12)
+    trainer.use_parts_of(size)
     assert equal(trainer.steps(0, 8), Trainer(TRAINING).steps(0, 8))
 
 
@@ -135,3 +142,43 @@ def test_only_what_torch_computes_on_a_cpu_is_kept_there(name):
         pytest.importorskip("bitsandbytes")
     optimizer = build_optimizer(small(), OFFLOADED.model_copy(update={"optim": name}), "cpu")
     assert (type(optimizer) is HostOptimizer) == (name == "adamw_torch")
+
+
+class Stream:
+    """A stream whose copies are there when somebody waits for them, and not before."""
+
+    device = "a GPU"
+
+    def __init__(self) -> None:
+        self.under_way: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.waits: list[object] = []
+
+    def wait_stream(self, other: object) -> None:
+        self.waits.append(other)
+
+    def record_event(self) -> Stream:
+        return self
+
+    def synchronize(self) -> None:
+        for there, here in self.under_way:
+            there.copy_(here)
+        self.under_way.clear()
+
+    def send(self, gradient: torch.Tensor) -> torch.Tensor:
+        there = torch.full_like(gradient, float("nan"))
+        self.under_way.append((there, gradient))
+        return there
+
+
+def test_gradients_are_waited_for_and_the_device_waits_for_its_weights(monkeypatch):
+    """The order of things in a stream of its own, without one: a gradient that is used too early is no number."""
+    copies, device = Stream(), Stream()
+    monkeypatch.setattr(_host_optimizer, "_sent", copies.send)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: device)
+    trainer = Trainer(TRAINING)
+    trainer.use_parts_of(1)
+    trainer.optimizer._stream = copies
+    assert equal(trainer.steps(0, 8), Trainer(TRAINING).steps(0, 8))
+    assert copies.waits == [device] * 8, "for the gradients to be computed"
+    assert device.waits == [copies] * 8, "for the weights to be back"
