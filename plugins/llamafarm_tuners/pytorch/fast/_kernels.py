@@ -218,11 +218,11 @@ def kernels(*given: torch.Tensor) -> Kernels | None:
     return found if same else None
 
 
-def attention_kernels(parts: Tensors, lengths: Sequence[int]) -> Kernels | None:
-    """The kernels, if they can be used on q, k and v, and have work for all threads: a key head of a document is one."""
-    found = kernels(*parts)
-    dense = all(part.stride(2) == 1 for part in parts)
-    return found if found and dense and len(lengths) * len(parts[1]) >= found.threads() else None
+def attention_kernels(given: Sequence[torch.Tensor], lengths: Sequence[int], keys: int) -> Kernels | None:
+    """The kernels, if they take heads like these, and have work for all threads: a key head of a document is one's."""
+    found = kernels(*given)
+    dense = all(part.stride(-1) == 1 for part in given)
+    return found if found and dense and len(lengths) * keys >= found.threads() else None
 
 
 @cache
