@@ -157,7 +157,7 @@ typedef struct {
   int gelu;
 } Gated;
 
-INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+INLINE vec sigmoid(vec x) { return pick(x < all(-87.0f), all(0), 1.0f / (1.0f + exponential(-x))); }
 
 INLINE void gated_row(const Gated *of, size row, int half) {
   size n = of->columns;
