@@ -99,7 +99,14 @@ def fast_paths(
     """
     wanted = wanted or Wanted()
     if wanted == Wanted.nothing():
-        run.emit("paths", batches="padded", head="the model's own", fused_layers=0, onednn_products=0, compiled_kernels="switched off")
+        run.emit(
+            "paths",
+            batches="padded",
+            head="the model's own",
+            fused_layers=0,
+            onednn_products=0,
+            compiled_kernels="switched off",
+        )
         yield Paths(selective=can_select_logits(model))
         return
     with ExitStack() as stack:

@@ -1,8 +1,8 @@
 """The compiled kernels on tensors: passes over memory that PyTorch would make one after the other, as one.
 
-What they compute is said in `_head`, `_layers` and `_attend`, which compute the same by PyTorch where these are missing:
-not built, switched off, or given tensors that they do not take. Arithmetic is in float32; results are rounded once. No
-result depends on the number of threads, which are PyTorch's own.
+What they compute is said in `_head`, `_layers` and `_attend`, which compute the same by PyTorch where these are
+missing: not built, switched off, or given tensors that they do not take. Arithmetic is in float32; results are rounded
+once. No result depends on the number of threads, which are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Kernels:
         q, k, v = parts
         bounds = (ctypes.c_int64 * (len(shape.lengths) + 1))(0, *accumulate(shape.lengths))
         call = _Call(q=_place(q), k=_place(k), v=_place(v), totals=totals.data_ptr(), bounds=ctypes.addressof(bounds))
-        call.documents, call.heads, call.tokens, call.size = len(shape.lengths), *q.shape
+        (call.heads, call.tokens, call.size), call.documents = q.shape, len(shape.lengths)
         call.keys, call.wide, call.scale = len(k), v.shape[2], shape.scale
         if shape.cos is not None and shape.sin is not None:
             call.cos, call.sin, call.pairs = shape.cos.data_ptr(), shape.sin.data_ptr(), shape.cos.shape[1]

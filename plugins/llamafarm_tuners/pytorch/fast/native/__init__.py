@@ -1,4 +1,4 @@
-"""The compiled kernels as they lie beside this file: `kernels.so`, which the build of the wheel makes from the C here."""
+"""The compiled kernels beside this file: `kernels.so`, which the build of the wheel makes from the C that lies here."""
 
 from __future__ import annotations
 
