@@ -156,8 +156,8 @@ def _chunks(
 ) -> Iterator[tuple[int, int]]:
     """Start and size of each chunk: what it takes in float32, and in `dtype` before and after, stays in the budget.
 
-    Where the logits stay in their place, chunks have the rows of float32: with fewer, products are slower, and more than
-    half of the budget would be new memory from the kernel each time.
+    Where the logits stay in their place, chunks have the rows of float32: with fewer, products are slower, and more
+    than half of the budget would be new memory from the kernel each time.
     """
     in_place = dtype == torch.float32 or compiled is not None
     each = vocabulary * (4 if in_place else 4 + 2 * dtype.itemsize)
