@@ -38,7 +38,8 @@ class Kernels(BuildHookInterface[Any]):
         """Called before a wheel is built; `version` is `editable` where a checkout is installed as it stands."""
         sources = Path(self.root, "plugins", PACKAGE)
         in_place = version == "editable"
-        library = (sources if in_place else Path(tempfile.mkdtemp())) / LIBRARY
+        self._made = tempfile.TemporaryDirectory()  # removed with this object, when the wheel is written
+        library = (sources if in_place else Path(self._made.name)) / LIBRARY
         library.unlink(missing_ok=True)
         trouble = build(sources, library)
         if trouble:
