@@ -79,12 +79,15 @@ soak: install-test
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
 
+# What is compiled while LlamaFarm is installed.
+KERNELS := hatch_build.py $(wildcard plugins/llamafarm_tuners/pytorch/fast/native/*.[ch])
+
 # The stamps are what makes a second call quick; the tests' installation contains the plain one.
-$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/installed-test: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed-test: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(PIP) -e '.[test,qlora]'
 	@touch $@ $(VENV)/installed
 

@@ -31,8 +31,9 @@ WAYS = {
     "head": ("head",),
     "products": ("products",),
     "documents+head": ("documents", "head"),
-    "generic": ("documents", "head", "products"),
-    "fused": ("documents", "head", "products", "layers"),
+    "generic": ("documents", "head", "products", "compiled"),
+    "fused": ("documents", "head", "products", "layers", "compiled"),
+    "uncompiled": ("documents", "head", "products", "layers"),
 }
 
 

@@ -131,6 +131,11 @@ class FineTuner(Component[TunerConfigT]):
         """
         return "lora" if cls.adapter_kinds else None
 
+    @classmethod
+    def installed(cls) -> Mapping[str, tuple[bool, str]]:
+        """Parts of its own that an installation may lack: name → whether it is there, and what of it, for `doctor`."""
+        return {}
+
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:  # for overriders
         """Refuse (problems) or explain (decisions) before anything is loaded; imports nothing heavy."""
         return ()

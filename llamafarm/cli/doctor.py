@@ -99,6 +99,7 @@ def examine(registry: Registry) -> dict[str, Any]:
         "libraries": libraries,
         "devices": devices,
         "kernels": {name: kernels.installed(name) for name in kernels.PACKAGES} | {"c++": kernels.cpp_compiler()},
+        "parts": _parts(registry),
         "plugins": describe(registry),
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "hub_token": _has_hub_token(),
@@ -184,6 +185,18 @@ def _devices(registry: Registry) -> list[dict[str, Any]]:
     return found
 
 
+def _parts(registry: Registry) -> list[dict[str, Any]]:
+    """What fine-tuners tell of themselves."""
+    found = []
+    for registered in registry.family("fine_tuner").values():
+        try:
+            told = registered.component.installed()  # type: ignore[attr-defined]  # fine-tuners are FineTuners
+        except Exception as error:  # noqa: BLE001  # a plugin's code may raise anything
+            told = {registered.component.name: (False, f"does not tell its parts: {error}")}
+        found += [{"name": name, "there": there, "told": text} for name, (there, text) in told.items()]
+    return found
+
+
 def _has_hub_token() -> bool:
     from huggingface_hub import get_token
 
@@ -214,6 +227,8 @@ def _show(session: Session, found: dict[str, Any]) -> None:
     for name, installed in found["kernels"].items():
         use = kernels.PACKAGES[name][1] if name in kernels.PACKAGES else "torch_compile on CPUs"
         _line(session, name, f"{installed or 'not installed'}  (for {use})", ok=bool(installed) or None)
+    for one in found["parts"]:
+        _line(session, one["name"], one["told"], ok=one["there"] or None)
     components = found["plugins"]["components"]
     _line(session, "plugins", f"{len(components)} components", ok=bool(components))
     for line in troubles(found["plugins"]):

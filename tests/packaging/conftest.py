@@ -15,13 +15,19 @@ from pathlib import Path
 import pytest
 
 
-def build(source: Path, out: Path, *kinds: str) -> Path:
+def build_distribution(source: Path, out: Path, *kinds: str) -> Path:
     """Build distributions of the project in `source`; returns the wheel, or what was asked for alone."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *kinds, str(source)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (built,) = out.glob("*.whl") if kinds != ("--sdist",) else out.glob("*.tar.gz")
     return built
+
+
+@pytest.fixture(scope="session", name="build")
+def build_fixture() -> Callable[..., Path]:
+    """`build_distribution`."""
+    return build_distribution
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Environment:
 @pytest.fixture(scope="session")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source distribution as `python -m build` does it."""
-    return build(root, tmp_path_factory.mktemp("dist"))
+    return build_distribution(root, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +106,7 @@ def installed(new_environment: Callable[[], Environment]) -> Environment:
 
 @pytest.fixture(scope="session")
 def example_wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(root / "examples" / "plugin", tmp_path_factory.mktemp("example"), "--wheel")
+    return build_distribution(root / "examples" / "plugin", tmp_path_factory.mktemp("example"), "--wheel")
 
 
 @pytest.fixture(scope="session")

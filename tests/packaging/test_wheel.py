@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -72,6 +75,33 @@ def test_it_is_typed_and_licensed(names: set[str]) -> None:
     assert "llamafarm-0.1.0.dist-info/licenses/NOTICE" in names
 
 
+KERNELS = "llamafarm_tuners/pytorch/fast/native/kernels.so"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or platform.machine() != "x86_64", reason="no C compiler")
+def test_the_kernels_are_compiled_and_the_wheel_is_for_this_platform(wheel: Path, names: set[str], root: Path) -> None:
+    platform_tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name.endswith(f"-py3-none-{platform_tag}.whl")
+    assert KERNELS in names
+    assert f"{Path(KERNELS).parent}/rows.c" in names
+
+
+def test_without_a_compiler_the_wheel_is_for_every_platform(root: Path, tmp_path: Path, build, monkeypatch) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    wheel = build(root, tmp_path, "--wheel")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert KERNELS not in archive.namelist()
+
+
+def test_a_compiler_that_fails_stops_no_build(root: Path, tmp_path: Path, build, monkeypatch) -> None:
+    compiler = tmp_path / "old-cc"
+    compiler.write_text("#!/bin/sh\necho 'error: bad value for -march=' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert build(root, tmp_path, "--wheel").name.endswith("-py3-none-any.whl")
+
+
 def test_the_source_distribution_holds_what_a_checkout_holds(root: Path, wheel: Path) -> None:
     import tarfile
 
@@ -80,3 +110,6 @@ def test_the_source_distribution_holds_what_a_checkout_holds(root: Path, wheel: 
         names = {name.partition("/")[2] for name in opened.getnames()}
     for expected in ("README.md", "Makefile", "constraints.txt", "cli.py", "tests/conftest.py", "docs/plugins.md"):
         assert expected in names
+    assert "hatch_build.py" in names
+    assert f"plugins/{Path(KERNELS).parent}/attention.c" in names
+    assert f"plugins/{KERNELS}" not in names

@@ -27,6 +27,14 @@ class PytorchTuner(FineTuner[PytorchConfig]):
     resumes = True
     processes = True
 
+    @classmethod
+    def installed(cls) -> Mapping[str, tuple[bool, str]]:
+        """The kernels for training on a CPU, which are compiled when LlamaFarm is installed."""
+        from llamafarm_tuners.pytorch.fast.native import library
+
+        found = library()
+        return {"compiled kernels": (found.loaded is not None, found.told)}
+
     def check(self, plan: RunPlan) -> Iterable[Problem | Decision]:
         """Refuse or explain every setting that would have no effect, or cannot work here."""
         return check(self.config, plan)

@@ -99,6 +99,30 @@ def test_kernels_and_what_needs_them_are_listed(cli, monkeypatch):
     assert "· c++              not installed  (for torch_compile on CPUs)" in out
 
 
+def test_compiled_kernels_are_listed_with_the_reason_where_there_are_none(cli, monkeypatch):
+    from llamafarm_tuners.pytorch.fast import native
+
+    monkeypatch.setattr(native, "library", lambda: native.Library(None, "", "built for x86-64-v4"))
+    assert "· compiled kernels built for x86-64-v4" in cli("doctor").out
+    monkeypatch.setattr(native, "library", lambda: native.load(native.FOLDER.parent))
+    told = json.loads(cli("doctor", "--json").out)["parts"]
+    message = "not built: no C compiler when LlamaFarm was installed"
+    assert told == [{"name": "compiled kernels", "there": False, "told": message}]
+
+
+def test_a_fine_tuner_that_cannot_tell_its_parts_stops_nothing():
+    class Broken:
+        name = "broken"
+
+        @classmethod
+        def installed(cls):
+            raise RuntimeError("no folder")
+
+    registry = Registry(components={"fine_tuner": {"broken": Registered(Broken, Plugin("p", "farm-p", "1"))}})
+    (found,) = examine(registry)["parts"]
+    assert found == {"name": "broken", "there": False, "told": "does not tell its parts: no folder"}
+
+
 def test_the_compiler_is_that_of_the_environment(monkeypatch, tmp_path):
     compiler = tmp_path / "my-c++"
     compiler.write_text("#!/bin/sh\n")

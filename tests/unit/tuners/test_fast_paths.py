@@ -43,6 +43,7 @@ WAYS = {
     "documents": Wanted(head=False, products=False, layers=False),
     "head": Wanted(documents=False, products=False, layers=False),
     "products": Wanted(documents=False, head=False, layers=False),
+    "all but the compiled kernels": Wanted(compiled=False),
     "all": Wanted(),
 }
 

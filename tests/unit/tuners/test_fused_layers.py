@@ -249,6 +249,14 @@ def test_families_give_the_losses_and_gradients_of_plain_training(family, kind):
     assert fused(run) == 2
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_without_the_compiled_kernels(family):
+    run = RecordingRun(None)
+    both(adapted(FAMILIES[family](), "lora").train(), wanted=Wanted(compiled=False), run=run)
+    assert fused(run) == 2
+    assert paths_of(run)["compiled_kernels"] == "switched off"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_on_a_bf16_base_are_about_as_far_from_float32_as_plain_training(family, kind):

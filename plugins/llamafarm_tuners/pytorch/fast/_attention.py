@@ -14,6 +14,8 @@ from transformers.masking_utils import sdpa_mask
 
 from llamafarm_tuners.pytorch.fast._attend import attend, attend_backward
 from llamafarm_tuners.pytorch.fast._capped import capped, capped_documents
+from llamafarm_tuners.pytorch.fast._documents import Documents
+from llamafarm_tuners.pytorch.fast._kernels import Shape, attention_kernels
 from llamafarm_tuners.pytorch.fast._linear import batched_products_pay
 
 KERNEL = "llamafarm_documents"
@@ -86,16 +88,20 @@ def document_attention(
         if dropout:
             raise NotImplementedError("dropout in capped attention")
         return capped_documents((query[0], key[0], value[0]), lengths, scale, softcap).transpose(0, 1)[None], None
+    parts = query[0], key[0], value[0]
+    found = None if dropout else attention_kernels(parts, lengths, key.shape[1])
+    if found is not None:
+        return Documents.apply(*parts, Shape(lengths, scale), found)[None], None
     if query.device.type == "cpu" and dtype != torch.float32:  # the kernel's way back is slow in half precision
         query, key, value = query.float(), key.float(), value.float()
     if query.device.type == "cpu" and not dropout and batched_products_pay():
         return _Documents.apply(query[0], key[0], value[0], lengths, scale)[None].to(dtype), None
     grouped = query.shape[1] != key.shape[1]
-    parts = [
+    results = [
         functional.scaled_dot_product_attention(q, k, v, None, dropout, True, scale=scaling, enable_gqa=grouped)
         for q, k, v in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2).to(dtype), None
+    return torch.cat(results, dim=2).transpose(1, 2).to(dtype), None
 
 
 def variable_length_attention(

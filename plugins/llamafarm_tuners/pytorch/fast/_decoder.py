@@ -23,7 +23,6 @@ from llamafarm_tuners.pytorch.fast._layers import (
     ACTIVATIONS,
     AddedGroup,
     AddedNorm,
-    Attention,
     GatedGroup,
     Heads,
     Norm,
@@ -136,8 +135,7 @@ class FastLayer:
         self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]
     ) -> torch.Tensor:
         if self.cap is None:
-            attended: torch.Tensor = Attention.apply(heads, cos, sin, lengths, self.heads)
-            return attended
+            return self.heads.attention(heads, cos, sin, lengths)
         apart = heads.view(len(heads), -1, self.heads.size).transpose(0, 1).float()
         q, k, v = (apart[part] for part in self.heads.parts())
         parts = turned(q, cos, sin), turned(k, cos, sin), v

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from llamafarm_tuners.pytorch.fast._kernels import Kernels, kernels
 from llamafarm_tuners.pytorch.fast._linear import product
 
 _CHUNK_BYTES = {"cpu": 32 * 2**20}
@@ -123,17 +124,23 @@ def _loss_and_gradients(
     shift = None if bias is None else bias.to(dtype)
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     right = torch.full((), -1 if any(learns) else 0, dtype=torch.long, device=hidden.device)
-    for start, size in _chunks(len(targets), weight.shape[0], dtype, hidden.device):
+    compiled = kernels(states, matrix) if any(learns) else None
+    for start, size in _chunks(len(targets), weight.shape[0], dtype, hidden.device, compiled):
         chunk, wanted = states[start : start + size], targets[start : start + size, None]
-        logits = product(chunk, matrix, shift).float()
-        if not any(learns):
-            right += (logits.argmax(1, keepdim=True) == wanted).sum()
-        total, probabilities = _loss_in_place(logits, wanted)
-        # a probability of (nearly) 0 says too little of its logarithm; asking would make a GPU wait
-        loss += _exact(product(chunk, matrix, shift), wanted) if total is None else total
-        if not any(learns):
-            continue
-        error = probabilities.scatter_add_(1, wanted, probabilities.new_full(wanted.shape, -1.0)).to(dtype)
+        logits = product(chunk, matrix, shift)
+        if compiled is not None:  # the logits become the error
+            loss += compiled.head(logits, wanted).sum()
+            error = logits
+        else:
+            logits = logits.float()
+            if not any(learns):
+                right += (logits.argmax(1, keepdim=True) == wanted).sum()
+            total, probabilities = _loss_in_place(logits, wanted)
+            # a probability of (nearly) 0 says too little of its logarithm; asking would make a GPU wait
+            loss += _exact(product(chunk, matrix, shift), wanted) if total is None else total
+            if not any(learns):
+                continue
+            error = probabilities.scatter_add_(1, wanted, probabilities.new_full(wanted.shape, -1.0)).to(dtype)
         if gradients[0] is not None:
             gradients[0][start : start + size] = product(error, matrix.t())
         if gradients[1] is not None:
@@ -144,9 +151,16 @@ def _loss_and_gradients(
     return loss, right, [None if part is None or found is None else found.to(part.dtype) for part, found in pairs]
 
 
-def _chunks(tokens: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Start and size of each chunk: what it takes in float32, and in `dtype` before and after, stays in the budget."""
-    each = vocabulary * (4 if dtype == torch.float32 else 4 + 2 * dtype.itemsize)
+def _chunks(
+    tokens: int, vocabulary: int, dtype: torch.dtype, device: torch.device, compiled: Kernels | None
+) -> Iterator[tuple[int, int]]:
+    """Start and size of each chunk: what it takes in float32, and in `dtype` before and after, stays in the budget.
+
+    Where the logits stay in their place, chunks have the rows of float32: with fewer, products are slower, and more
+    than half of the budget would be new memory from the kernel each time.
+    """
+    in_place = dtype == torch.float32 or compiled is not None
+    each = vocabulary * (4 if in_place else 4 + 2 * dtype.itemsize)
     size = max(16, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // each)
     size -= size % _EVEN if size > _EVEN else 0
     return ((start, size) for start in range(0, tokens, size))

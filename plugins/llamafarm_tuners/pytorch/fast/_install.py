@@ -17,6 +17,7 @@ from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
 from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE, register, stand_in
 from llamafarm_tuners.pytorch.fast._decoder import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
+from llamafarm_tuners.pytorch.fast._kernels import switched
 from llamafarm_tuners.pytorch.fast._liger import liger_kernels
 from llamafarm_tuners.pytorch.fast._linear import faster_products, ordered_copies
 
@@ -32,12 +33,13 @@ class Wanted:
     head: bool = True
     products: bool = True
     layers: bool = True
+    compiled: bool = True
     liger: bool = False
 
     @classmethod
     def nothing(cls) -> Wanted:
         """The model's own ways alone."""
-        return cls(documents=False, head=False, products=False, layers=False)
+        return cls(documents=False, head=False, products=False, layers=False, compiled=False)
 
 
 def _nothing() -> None:
@@ -97,10 +99,19 @@ def fast_paths(
     """
     wanted = wanted or Wanted()
     if wanted == Wanted.nothing():
-        run.emit("paths", batches="padded", head="the model's own", fused_layers=0, ordered_copies=0, onednn_products=0)
+        run.emit(
+            "paths",
+            batches="padded",
+            head="the model's own",
+            fused_layers=0,
+            ordered_copies=0,
+            onednn_products=0,
+            compiled_kernels="switched off",
+        )
         yield Paths(selective=can_select_logits(model))
         return
     with ExitStack() as stack:
+        told = stack.enter_context(switched(wanted.compiled))
         with as_in_evaluation(model), arithmetic():
             head = _head(model, rows, device) if wanted.head else None
             probe = Probe.of(model, rows, device)
@@ -127,6 +138,7 @@ def fast_paths(
             ordered_copies=ordered,
             **({"not_fused": why_not} if why_not and wanted.layers else {}),
             onednn_products=products,
+            compiled_kernels=told,
             **liger,
         )
         yield Paths(apart, mask, can_select_logits(model), head, bool(layers), stack.close)

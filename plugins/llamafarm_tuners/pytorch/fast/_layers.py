@@ -14,7 +14,9 @@ import torch
 from torch.nn import functional
 
 from llamafarm_tuners.pytorch.fast._attend import attend, attend_backward
+from llamafarm_tuners.pytorch.fast._documents import Rows
 from llamafarm_tuners.pytorch.fast._group import Group
+from llamafarm_tuners.pytorch.fast._kernels import HeadNorm, Kernels, Shape, attention_kernels, kernels
 
 Gradients = tuple[torch.Tensor | None, ...]
 
@@ -31,8 +33,24 @@ class Norm:
     weight: torch.Tensor
     eps: float
 
+    def compiled(self, *rows: torch.Tensor) -> Kernels | None:
+        """The kernels, if they take these rows."""
+        dense = all(one.is_contiguous() for one in rows)
+        return kernels(*rows) if dense and self.weight.device.type == "cpu" else None
+
+    def wide(self) -> torch.Tensor:
+        """The weight in float32."""
+        return self.weight.float().contiguous()
+
+    @property
+    def half(self) -> bool:
+        """Whether the weight multiplies in bfloat16."""
+        return bool(self.weight.dtype == torch.bfloat16)
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The normed x, and 1 / sqrt(mean(x²) + eps) of each row for the way back."""
+        if (found := self.compiled(x)) is not None:
+            return found.norm(x, self.wide(), self.half, self.eps)
         wide = x.float()
         factor = (
             torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
@@ -41,10 +59,14 @@ class Norm:
 
     def again(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The normed x once more."""
+        if (found := self.compiled(x)) is not None:
+            return found.norm(x, self.wide(), self.half, self.eps, factor)[0]
         return (x.float() * factor).to(self.weight.dtype).mul_(self.weight).to(x.dtype)
 
     def backward(self, x: torch.Tensor, factor: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient of x in float32: with n = x * factor and h = gradient * weight, (h - n * mean(h n)) * factor."""
+        """The gradient of x: with n = x * factor and h = gradient * weight, (h - n * mean(h n)) * factor."""
+        if (found := self.compiled(x, gradient)) is not None:
+            return found.norm_back(x, gradient, self.wide(), factor)
         normed, inner = x.float() * factor, gradient.float() * self.weight
         mean = (inner * normed).mean(-1, keepdim=True)
         return inner.sub_(normed.mul_(mean)).mul_(factor)
@@ -68,6 +90,30 @@ class Heads:
     scale: float
     norms: tuple[Norm, Norm] | None
 
+    def attention(
+        self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """Rotary positions and causal attention within each document.
+
+        Args:
+            qkv: (tokens, all heads), those of q, k and v side by side.
+            cos: (tokens, pairs), float32.
+            sin: As `cos`.
+            lengths: Of the documents.
+
+        Returns:
+            (tokens, query heads).
+        """
+        result: torch.Tensor
+        found = attention_kernels((qkv,), lengths, self.keys) if qkv.is_contiguous() else None
+        if found is None:
+            result = Attention.apply(qkv, cos, sin, lengths, self)
+        else:
+            q, k = (HeadNorm(norm.wide(), norm.eps, norm.half) for norm in self.norms) if self.norms else (None, None)
+            shape = Shape(lengths, self.scale, cos.contiguous(), sin.contiguous(), (q, k) if q and k else None)
+            result = Rows.apply(qkv, self.keys, self.size, shape, found)
+        return result
+
     def parts(self) -> tuple[slice, slice, slice]:
         """Which heads are queries, keys, values."""
         q, k = self.queries, self.keys
@@ -78,10 +124,12 @@ class Activation(NamedTuple):
     """A function of single values.
 
     Attributes:
+        name: Its name in transformers.
         forward: The function.
         both: The function, and its slope.
     """
 
+    name: str
     forward: Callable[[torch.Tensor], torch.Tensor]
     both: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -99,8 +147,11 @@ def _gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 ACTIVATIONS = {
-    "silu": Activation(functional.silu, _silu),
-    "gelu_pytorch_tanh": Activation(partial(functional.gelu, approximate="tanh"), _gelu),
+    one.name: one
+    for one in (
+        Activation("silu", functional.silu, _silu),
+        Activation("gelu_pytorch_tanh", partial(functional.gelu, approximate="tanh"), _gelu),
+    )
 }
 """By their names in transformers."""
 
@@ -156,8 +207,7 @@ class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
         activation: Activation,
         *_: torch.Tensor,
     ) -> torch.Tensor:
-        gate, up = both.chunk(2, 1)
-        y, kept = group.forward(activation.forward(gate).mul_(up), residual)
+        y, kept = group.forward(_gated(both, activation), residual)
         ctx.group, ctx.activation = group, activation
         ctx.save_for_backward(both, *kept)
         return y
@@ -165,6 +215,11 @@ class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Gradients:
         both, *kept = ctx.saved_tensors
+        passed = gradient if ctx.needs_input_grad[1] else None
+        if (compiled := kernels(both)) is not None and both.is_contiguous():
+            product = compiled.gated(both, ctx.activation.name)
+            of_product, found = ctx.group.backward(product, kept, gradient, wanted=True)
+            return compiled.gated_back(both, of_product.contiguous(), ctx.activation.name), passed, None, None, *found
         gate, up = both.chunk(2, 1)
         active, slope = ctx.activation.both(gate)
         of_product, found = ctx.group.backward(active * up, kept, gradient, wanted=True)
@@ -172,7 +227,15 @@ class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
         of_gate, of_up = of_both.chunk(2, 1)
         torch.mul(of_product, active, out=of_up)
         torch.mul(of_product.mul_(up), slope, out=of_gate)
-        return of_both, gradient if ctx.needs_input_grad[1] else None, None, None, *found
+        return of_both, passed, None, None, *found
+
+
+def _gated(both: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """activation(gate) * up."""
+    if (compiled := kernels(both)) is not None and both.is_contiguous():
+        return compiled.gated(both, activation.name)
+    gate, up = both.chunk(2, 1)
+    return activation.forward(gate).mul_(up)
 
 
 class AddedNorm(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it

@@ -1,0 +1,254 @@
+"""The compiled kernels on tensors: passes over memory that PyTorch would make one after the other, as one.
+
+What they compute is said in `_head`, `_layers` and `_attend`, which compute the same by PyTorch where these are
+missing: not built, switched off, or given tensors that they do not take. Arithmetic is in float32; results are rounded
+once. No result depends on the number of threads, which are PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamafarm_tuners.pytorch.fast.native import Library, library
+
+_FORMATS = (torch.float32, torch.bfloat16)
+_MAPS = Path("/proc/self/maps")
+_pointer, _int, _long, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_ssize_t, ctypes.c_float
+
+_ARGUMENTS: dict[str, list[Any]] = {
+    "head": [_pointer, _int, _long, _long, _pointer, _pointer, _int],
+    "norm": [_pointer, _int, _long, _long, _pointer, _int, _float, _int, _pointer, _pointer, _int],
+    "norm_back": [_pointer, _pointer, _int, _long, _long, _pointer, _pointer, _pointer, _int],
+    "gated": [_pointer, _int, _long, _long, _int, _pointer, _int],
+    "gated_back": [_pointer, _pointer, _int, _long, _long, _int, _pointer, _int],
+    "attend": [_pointer],
+    "attend_back": [_pointer],
+}
+
+
+class _Place(ctypes.Structure):
+    """Where heads are: `Place` in attention.c."""
+
+    _fields_ = (("data", _pointer), ("head", ctypes.c_int64), ("token", ctypes.c_int64), ("half", ctypes.c_int32))
+
+
+class _Call(ctypes.Structure):
+    """`Attention` in attention.c."""
+
+    _fields_ = (
+        *((name, _Place) for name in ("q", "k", "v", "out", "of_q", "of_k", "of_v")),
+        *((name, _pointer) for name in ("totals", "cos", "sin", "q_weight", "k_weight", "bounds")),
+        *((name, ctypes.c_int64) for name in ("documents", "heads", "keys", "size", "wide", "pairs", "tokens")),
+        *((name, _float) for name in ("scale", "q_eps", "k_eps")),
+        *((name, ctypes.c_int32) for name in ("weight_half", "threads")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """An RMSNorm over heads of q or k: weight of (size,), in float32 what it is in its own format, and eps."""
+
+    weight: torch.Tensor
+    eps: float
+    half: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an attention is besides its q, k and v.
+
+    Attributes:
+        lengths: Of the documents.
+        scale: Of the scores.
+        cos: (tokens, pairs), float32; None: nothing is turned.
+        sin: As `cos`.
+        norms: Over the heads of q and of k.
+    """
+
+    lengths: Sequence[int]
+    scale: float
+    cos: torch.Tensor | None = None
+    sin: torch.Tensor | None = None
+    norms: tuple[HeadNorm, HeadNorm] | None = None
+
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Kernels:
+    """The functions of a library. Rows are contiguous, on the CPU, in float32 or bfloat16."""
+
+    def __init__(self, found: Library) -> None:
+        self._functions: dict[str, Any] = {}
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(found.loaded, f"llamafarm_{name}_{found.level}")
+            function.argtypes, function.restype = arguments, _int if name == "head" else None
+            self._functions[name] = function
+        self.threaded = _share_threads(found.loaded)
+
+    def threads(self) -> int:
+        """How many threads a function may use now."""
+        return int(torch.get_num_threads()) if self.threaded else 1
+
+    def head(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """softmax(logits) - onehot(wanted) in place of the logits of (rows, columns); returns -log softmax, (rows,).
+
+        Raises:
+            IndexError: If some `wanted` is no column.
+        """
+        rows, columns = logits.shape
+        losses = torch.empty(rows, dtype=torch.float64)
+        wanted = wanted.contiguous()
+        given = logits.data_ptr(), _half(logits), rows, columns, wanted.data_ptr(), losses.data_ptr(), self.threads()
+        if self._functions["head"](*given):
+            raise IndexError(f"a target is not below {columns}")
+        return losses
+
+    def norm(
+        self, x: torch.Tensor, weight: torch.Tensor, half: bool, eps: float, factor: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """RMSNorm of rows, and their factors, which may be known; `half`: the weight multiplies in bfloat16."""
+        rows, columns, out = x.numel() // x.shape[-1], x.shape[-1], torch.empty_like(x)
+        factors = torch.empty((rows, 1)) if factor is None else factor
+        given = x.data_ptr(), _half(x), rows, columns, weight.data_ptr(), int(half), eps, int(factor is not None)
+        self._functions["norm"](*given, factors.data_ptr(), out.data_ptr(), self.threads())
+        return out, factors
+
+    def norm_back(
+        self, x: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient of x, given that of the normed rows."""
+        rows, columns, out = x.numel() // x.shape[-1], x.shape[-1], torch.empty_like(x)
+        given = x.data_ptr(), gradient.data_ptr(), _half(x), rows, columns, weight.data_ptr(), factors.data_ptr()
+        self._functions["norm_back"](*given, out.data_ptr(), self.threads())
+        return out
+
+    def gated(self, both: torch.Tensor, activation: str) -> torch.Tensor:
+        """activation(gate) * up of (rows, gate and up)."""
+        rows, columns = both.shape[0], both.shape[1] // 2
+        out = both.new_empty((rows, columns))
+        given = both.data_ptr(), _half(both), rows, columns, int(activation != "silu"), out.data_ptr()
+        self._functions["gated"](*given, self.threads())
+        return out
+
+    def gated_back(self, both: torch.Tensor, gradient: torch.Tensor, activation: str) -> torch.Tensor:
+        """The gradient of `both`, given that of the product."""
+        rows, columns, out = both.shape[0], both.shape[1] // 2, torch.empty_like(both)
+        given = both.data_ptr(), gradient.data_ptr(), _half(both), rows, columns, int(activation != "silu")
+        self._functions["gated_back"](*given, out.data_ptr(), self.threads())
+        return out
+
+    def attend(self, parts: Tensors, shape: Shape, out: torch.Tensor) -> torch.Tensor:
+        """Causal attention within documents.
+
+        Args:
+            parts: q of (heads, tokens, size), k and v of (key heads, tokens, size), the last without gaps.
+            shape: The rest.
+            out: (heads, tokens, size of v): where the result goes.
+
+        Returns:
+            (heads, tokens): what `attend_back` wants.
+        """
+        totals = torch.empty(parts[0].shape[:2])
+        call, held = self._call(parts, shape, totals)
+        call.out = _place(out)
+        self._functions["attend"](ctypes.byref(call))
+        del held
+        return totals
+
+    def attend_back(
+        self, gradient: torch.Tensor, parts: Tensors, shape: Shape, totals: torch.Tensor, into: Tensors
+    ) -> None:
+        """The gradients of `parts` go `into`, given that of `out`, (heads, tokens, size of v)."""
+        call, held = self._call(parts, shape, totals)
+        call.out = _place(gradient)
+        call.of_q, call.of_k, call.of_v = (_place(part) for part in into)
+        self._functions["attend_back"](ctypes.byref(call))
+        del held
+
+    def _call(self, parts: Tensors, shape: Shape, totals: torch.Tensor) -> tuple[_Call, object]:
+        """The arguments, and what must live as long as they are used."""
+        q, k, v = parts
+        bounds = (ctypes.c_int64 * (len(shape.lengths) + 1))(0, *accumulate(shape.lengths))
+        call = _Call(q=_place(q), k=_place(k), v=_place(v), totals=totals.data_ptr(), bounds=ctypes.addressof(bounds))
+        (call.heads, call.tokens, call.size), call.documents = q.shape, len(shape.lengths)
+        call.keys, call.wide, call.scale = len(k), v.shape[2], shape.scale
+        if shape.cos is not None and shape.sin is not None:
+            call.cos, call.sin, call.pairs = shape.cos.data_ptr(), shape.sin.data_ptr(), shape.cos.shape[1]
+        if shape.norms is not None:
+            (of_q, of_k), call.weight_half = shape.norms, int(shape.norms[0].half)
+            call.q_weight, call.q_eps = of_q.weight.data_ptr(), of_q.eps
+            call.k_weight, call.k_eps = of_k.weight.data_ptr(), of_k.eps
+        call.threads = self.threads()
+        return call, bounds
+
+
+_wanted = [True]
+"""Whether they may be used: the innermost `switched`."""
+
+
+@contextmanager
+def switched(wanted: bool) -> Iterator[str]:
+    """While it lasts, the kernels are used or not.
+
+    Yields:
+        Which are, in words.
+    """
+    _wanted.append(wanted)
+    try:
+        yield library().told if wanted else "switched off"
+    finally:
+        _wanted.pop()
+
+
+def kernels(*given: torch.Tensor) -> Kernels | None:
+    """The kernels, if they can be used, and on tensors like these."""
+    found = _kernels() if _wanted[-1] else None
+    same = all(one.device.type == "cpu" and one.dtype == given[0].dtype and one.dtype in _FORMATS for one in given)
+    return found if same else None
+
+
+def attention_kernels(given: Sequence[torch.Tensor], lengths: Sequence[int], keys: int) -> Kernels | None:
+    """The kernels, if they take heads like these, and have work for all threads: a key head of a document is one's."""
+    found = kernels(*given)
+    dense = all(part.stride(-1) == 1 for part in given)
+    return found if found and dense and len(lengths) * keys >= found.threads() else None
+
+
+@cache
+def _kernels() -> Kernels | None:
+    found = library()
+    return None if found.loaded is None else Kernels(found)
+
+
+def _share_threads(loaded: Any) -> bool:
+    """Give the library the threads of the OpenMP that PyTorch has loaded."""
+    lines = _MAPS.read_text().splitlines() if _MAPS.is_file() else []
+    paths = {line.split(maxsplit=5)[-1] for line in lines if "/" in line}
+    for name in ("libgomp", "libiomp5", "libomp"):
+        for path in sorted(one for one in paths if Path(one).name.startswith(name)):
+            try:
+                runtime = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+                loaded.llamafarm_use_threads(ctypes.cast(runtime.GOMP_parallel, _pointer))
+            except (OSError, AttributeError):
+                continue
+            return True
+    return False
+
+
+def _half(x: torch.Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
+
+def _place(x: torch.Tensor) -> _Place:
+    return _Place(x.data_ptr(), x.stride(0), x.stride(1), _half(x))

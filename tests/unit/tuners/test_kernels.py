@@ -1,0 +1,340 @@
+"""The compiled kernels against torch in float64, at each level of instructions that this processor has."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from llamafarm_tuners.pytorch.fast import _kernels
+from llamafarm_tuners.pytorch.fast._kernels import HeadNorm, Kernels, Shape
+from llamafarm_tuners.pytorch.fast.native import FOLDER, LIBRARY, library, load
+
+FOUND = library()
+LEVELS = {"v3": ["v3"], "v4": ["v3", "v4"], "v8": ["v8"]}.get(FOUND.level, [])
+built = pytest.mark.skipif(not LEVELS, reason=FOUND.told)
+
+FORMATS = (torch.float32, torch.bfloat16)
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Relative: sums in float32 lose the last digits; bfloat16 keeps 8 bits, so that a result is off by up to 1/256."""
+
+
+@pytest.fixture(params=LEVELS or ["none"])
+def compiled(request):
+    return Kernels(replace(FOUND, level=request.param))
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def numbers(seed, *shape, dtype=torch.float32, scale=1.0):
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def assert_near(found, expected, tolerance, size=1e-30):
+    """`size`: of what the results are differences of; at least that of the results."""
+    size = max(expected.double().abs().max().item(), size)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance * size)
+
+
+def test_they_are_built_where_there_is_a_compiler():
+    if shutil.which("cc") is None and not (FOLDER / LIBRARY).exists():
+        pytest.skip("no C compiler")
+    assert FOUND.loaded is not None, FOUND.told
+    assert FOUND.told.startswith("built for ")
+
+
+@built
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 700), dtype=st.sampled_from(FORMATS), seed=st.integers(0, 99))
+def test_head(rows, columns, dtype, seed):
+    for level in LEVELS:
+        logits, wanted = numbers(seed, rows, columns, dtype=dtype, scale=4), torch.arange(rows) * 7 % columns
+        expected = torch.softmax(logits.double(), 1)
+        losses = -expected.gather(1, wanted[:, None]).log().squeeze(1)
+        error = expected.scatter_add(1, wanted[:, None], torch.full((rows, 1), -1.0, dtype=torch.float64))
+        found = Kernels(replace(FOUND, level=level)).head(logits, wanted)
+        torch.testing.assert_close(found, losses, rtol=1e-5, atol=1e-6)
+        assert_near(logits, error, CLOSE[dtype])
+
+
+@built
+def test_a_loss_that_float32_cannot_tell_as_a_probability(compiled):
+    logits = torch.tensor([[0.0, 200.0], [0.0, -200.0]])
+    assert compiled.head(logits, torch.tensor([0, 0])).tolist() == [200.0, 0.0]
+    assert logits.tolist() == [[-1.0, 1.0], [0.0, 0.0]]
+
+
+@built
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("columns", [5, 100])
+def test_what_is_no_number_stays_none(compiled, dtype, special, columns):
+    logits, wanted = numbers(1, 3, columns, dtype=dtype), torch.tensor([1, 2, 3])
+    logits[1, 4] = special
+    expected = torch.softmax(logits.double(), 1).gather(1, wanted[:, None]).log().neg().squeeze(1)
+    found = compiled.head(logits, wanted)
+    assert found.isfinite().tolist() == expected.isfinite().tolist() == [True, special == -math.inf, True]
+    assert logits.isfinite().all(1).tolist() == found.isfinite().tolist()
+    whole = torch.full((1, columns), -math.inf, dtype=dtype)
+    assert compiled.head(whole, torch.tensor([0])).isnan().all()
+
+
+@built
+@pytest.mark.parametrize("wanted", [-100, 9])
+def test_a_target_that_is_no_column(compiled, wanted):
+    logits = numbers(1, 2, 9)
+    before = logits.clone()
+    with pytest.raises(IndexError, match="not below 9"):
+        compiled.head(logits, torch.tensor([0, wanted]))
+    assert logits.equal(before)
+
+
+@built
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 50),
+    columns=st.integers(1, 300),
+    dtype=st.sampled_from(FORMATS),
+    half=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_norm(rows, columns, dtype, half, seed):
+    for level in LEVELS:
+        found = Kernels(replace(FOUND, level=level))
+        x, gradient = numbers(seed, rows, columns, dtype=dtype), numbers(seed + 1, rows, columns, dtype=dtype)
+        weight = numbers(seed + 2, columns)
+        weight = weight.bfloat16().float() if half else weight
+        wide = x.double().requires_grad_()
+        expected = wide * (wide.square().mean(1, keepdim=True) + 1e-5).rsqrt() * weight
+        expected.backward(gradient.double())
+        result, factors = found.norm(x, weight, half, 1e-5)
+        tolerance = CLOSE[torch.bfloat16 if half else dtype]
+        assert_near(result, expected.detach(), tolerance)
+        assert found.norm(x, weight, half, 1e-5, factors)[0].equal(result)
+        size = (gradient * weight * factors).abs().max().item()
+        assert_near(found.norm_back(x, gradient, weight, factors), wide.grad, CLOSE[dtype], size)
+
+
+@built
+def test_norm_rounds_as_the_weight_does(compiled):
+    x, weight = numbers(1, 20, 64, dtype=torch.bfloat16), numbers(2, 64, dtype=torch.bfloat16)
+    factor = (x.float().square().mean(1, keepdim=True) + 1e-5).rsqrt()
+    expected = (x.float() * factor).bfloat16() * weight
+    # a sum in another order may turn one rounding in many
+    assert (compiled.norm(x, weight.float(), True, 1e-5)[0] != expected).float().mean() < 0.01
+
+
+ACTIVATIONS = {"silu": functional.silu, "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh")}
+
+
+@built
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 50),
+    columns=st.integers(1, 300),
+    dtype=st.sampled_from(FORMATS),
+    name=st.sampled_from(sorted(ACTIVATIONS)),
+    seed=st.integers(0, 99),
+)
+def test_gated(rows, columns, dtype, name, seed):
+    for level in LEVELS:
+        found = Kernels(replace(FOUND, level=level))
+        both, gradient = numbers(seed, rows, 2 * columns, dtype=dtype, scale=3), numbers(1, rows, columns, dtype=dtype)
+        wide = both.double().requires_grad_()
+        gate, up = wide.chunk(2, 1)
+        expected = ACTIVATIONS[name](gate) * up
+        expected.backward(gradient.double())
+        assert_near(found.gated(both, name), expected.detach(), CLOSE[dtype])
+        assert_near(found.gated_back(both, gradient, name), wide.grad, CLOSE[dtype])
+
+
+@built
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_far_out(compiled, name):
+    gate = torch.tensor([-1e4, -200.0, -90.0, -20.0, -0.0, 20.0, 90.0, 1e4])
+    both = torch.cat([gate, torch.ones(8)])[None].contiguous()
+    wide = both.double().requires_grad_()
+    expected = ACTIVATIONS[name](wide[:, :8]) * wide[:, 8:]
+    expected.sum().backward()
+    # below float32's smallest normal numbers nothing is asked
+    torch.testing.assert_close(compiled.gated(both, name).double(), expected.detach(), rtol=1e-5, atol=1e-30)
+    found = compiled.gated_back(both, torch.ones(1, 8), name).double()
+    torch.testing.assert_close(found, wide.grad, rtol=1e-5, atol=1e-30)
+    broken = torch.full((1, 2), math.nan)
+    assert compiled.gated(broken, name).isnan().all()
+    assert compiled.gated_back(broken, torch.ones(1, 1), name).isnan().all()
+
+
+def turned(x, cos, sin):
+    n = cos.shape[1]
+    first, second, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
+
+
+def attention(parts, shape):
+    """As `Kernels.attend`, in float64 and by torch's own operations."""
+    q, k, v = parts
+    if shape.norms is not None:
+        q, k = (
+            x * (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
+            for x, norm in zip((q, k), shape.norms, strict=True)
+        )
+    if shape.cos is not None:
+        q, k = turned(q, shape.cos, shape.sin), turned(k, shape.cos, shape.sin)
+    share, found = len(q) // len(k), []
+    for one, other, values in zip(*(x.split(list(shape.lengths), 1) for x in (q, k, v)), strict=True):
+        scores = one @ other.repeat_interleave(share, 0).mT * shape.scale
+        later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+        found.append(scores.masked_fill(later, -math.inf).softmax(-1) @ values.repeat_interleave(share, 0))
+    return torch.cat(found, 1)
+
+
+@st.composite
+def attentions(draw):
+    keys, share = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    size, lengths = draw(st.integers(1, 70)), draw(st.lists(st.integers(1, 150), min_size=1, max_size=4))
+    wide = draw(st.sampled_from([size, draw(st.integers(1, 70))]))
+    dtype, seed, tokens = draw(st.sampled_from(FORMATS)), draw(st.integers(0, 99)), sum(lengths)
+    pairs = draw(st.integers(0, size // 2))
+    cos, sin = numbers(seed, tokens, pairs).cos(), numbers(seed, tokens, pairs).sin()
+    norms = tuple(HeadNorm(numbers(seed + at, size), 1e-5, False) for at in (1, 2)) if draw(st.booleans()) else None
+    shape = Shape(lengths, size**-0.5, cos, sin, norms)
+    # as a product leaves them: tokens first, heads side by side
+    sizes = ((keys * share, size), (keys, size), (keys, wide))
+    parts = tuple(
+        numbers(seed + at, tokens, heads, each, dtype=dtype).transpose(0, 1) for at, (heads, each) in enumerate(sizes)
+    )
+    return parts, shape, numbers(seed + 9, tokens, keys * share, wide, dtype=dtype).transpose(0, 1)
+
+
+@built
+@settings(max_examples=40, deadline=None)
+@given(attentions())
+def test_attention(case):
+    parts, shape, gradient = case
+    wide = [part.double().requires_grad_() for part in parts]
+    expected = attention(wide, shape)
+    expected.backward(gradient.double())
+    # heads that are normed are rounded to their format once more before they are turned
+    close = {torch.float32: 3e-5, torch.bfloat16: 3e-2}[parts[0].dtype]
+    for level in LEVELS:
+        found = Kernels(replace(FOUND, level=level))
+        out = torch.full_like(gradient, math.nan)
+        totals = found.attend(parts, shape, out)
+        assert_near(out, expected.detach(), close)
+        into = tuple(torch.full_like(part, math.nan) for part in parts)
+        found.attend_back(gradient, parts, shape, totals, into)
+        for mine, theirs in zip(into, wide, strict=True):
+            assert_near(mine, theirs.grad, close, magnitude(parts, shape, gradient))
+
+
+def magnitude(parts, shape, gradient):
+    """Of what the gradients of q and k are differences of: where one weight is nearly 1, or a norm's row has one entry,
+    next to nothing is left of it."""
+    entries, slope = [part.abs().max().item() for part in parts], 1.0
+    for at, norm in enumerate(shape.norms or ()):
+        weight, wide = norm.weight.abs().max().item(), parts[at].double()
+        entries[at] = weight * norm.weight.numel() ** 0.5
+        slope = max(slope, weight * (wide.square().mean(-1) + norm.eps).rsqrt().max().item())
+    return gradient.abs().max().item() * entries[2] * max(entries[:2]) * shape.scale * slope
+
+
+@built
+def test_attention_over_a_long_document(compiled):
+    """Several blocks of queries, and scores in the hundreds."""
+    shape = Shape([700, 1, 30], 1.0)
+    parts = tuple(numbers(at, 2, 731, 64, scale=2) for at in range(3))
+    wide = [part.double().requires_grad_() for part in parts]
+    expected, gradient = attention(wide, shape), numbers(5, 2, 731, 64)
+    expected.backward(gradient.double())
+    out, into = torch.empty(2, 731, 64), tuple(torch.empty_like(part) for part in parts)
+    totals = compiled.attend(parts, shape, out)
+    compiled.attend_back(gradient, parts, shape, totals, into)
+    assert_near(out, expected.detach(), 1e-4)  # exp of a score of 300 loses seven bits
+    for mine, theirs in zip(into, wide, strict=True):
+        assert_near(mine, theirs.grad, 1e-4)
+
+
+@built
+@pytest.mark.parametrize("where", range(3))
+def test_attention_hands_on_what_is_no_number(compiled, where):
+    parts, shape = [numbers(at, 1, 20, 16) for at in range(3)], Shape([8, 12], 0.25)
+    parts[where][0, 10, 3] = math.nan
+    out = torch.empty(1, 20, 16)
+    compiled.attend(tuple(parts), shape, out)
+    broken = out[0].isnan().any(1).tolist()
+    assert not any(broken[:8])  # no other document
+    assert broken[10]
+    assert where == 0 or all(broken[10:])
+
+
+@built
+def test_nothing_depends_on_the_number_of_threads(compiled):
+    logits, wanted = numbers(1, 70, 900, scale=3), torch.arange(70)
+    rows, weight, both = numbers(2, 500, 96), numbers(3, 96), numbers(4, 500, 192)
+    shape = Shape([100, 1, 64, 40] * 3, 0.2)
+    parts, gradient = tuple(numbers(at, 4, 615, 32) for at in (5, 6, 7)), numbers(8, 4, 615, 32)
+    before, found = torch.get_num_threads(), []
+    assert compiled.threaded or torch.backends.openmp.is_available() is False or not _kernels._MAPS.is_file()
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        try:
+            error, out = logits.clone(), torch.empty(4, 615, 32)
+            losses = compiled.head(error, wanted)
+            normed, factors = compiled.norm(rows, weight, False, 1e-5)
+            totals = compiled.attend(parts, shape, out)
+            into = tuple(torch.empty_like(part) for part in parts)
+            compiled.attend_back(gradient, parts, shape, totals, into)
+            of_rows = compiled.norm_back(rows, normed, weight, factors)
+            gated = compiled.gated(both, "silu"), compiled.gated_back(both, rows, "silu")
+            found.append([losses, error, normed, factors, of_rows, *gated, out, totals, *into])
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(one.equal(same) for one, same in zip(found[0], other, strict=True))
+
+
+def test_without_a_library(tmp_path):
+    assert load(tmp_path).told == "not built: no C compiler when LlamaFarm was installed"
+    assert load(tmp_path).loaded is None
+
+
+@built
+def test_a_library_of_other_sources(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "native")
+    assert load(tmp_path / "native").loaded is not None
+    with (tmp_path / "native" / "rows.c").open("a") as sources:
+        sources.write("/* changed */\n")
+    assert load(tmp_path / "native").told == "not used: built from other sources; install LlamaFarm again"
+
+
+def test_a_library_that_is_none(tmp_path):
+    (tmp_path / LIBRARY).write_bytes(b"cut short")
+    found = load(tmp_path)
+    assert found.loaded is None
+    assert "cannot be loaded" in found.told
+
+
+@built
+def test_what_they_take():
+    whole, half, other = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.float16)
+    assert _kernels.kernels(whole, whole) is not None
+    assert _kernels.kernels(whole, half) is None
+    assert _kernels.kernels(other) is None
+    assert _kernels.kernels(torch.zeros(2, device="meta")) is None
+    with _kernels.switched(False) as told:
+        assert told == "switched off"
+        assert _kernels.kernels(whole) is None
+    assert _kernels.kernels(whole) is not None
