@@ -104,6 +104,23 @@ def _dynamo(module: StandIn) -> Mapping[str, Any]:
     return {"disable": disable, "graph_break": graph_break, **marks}
 
 
+def _shapes(module: StandIn) -> Mapping[str, Any]:
+    """Of the symbolic shapes, which import sympy, what tensors on several devices and checks of arguments name."""
+
+    class GuardOnDataDependentSymNode(RuntimeError):
+        """Never raised: only shapes that are symbols raise the real one."""
+
+    def expect_true(a: Any, skip: int = 0) -> Any:
+        """A condition that is no symbol is what it is."""
+        if type(a) is bool:
+            return a
+        execute(module)
+        return module.expect_true(a, skip + 1)
+
+    called = functions("guard_or_false", "statically_known_true")(module)
+    return {**called, "expect_true": expect_true, "GuardOnDataDependentSymNode": GuardOnDataDependentSymNode}
+
+
 def _disabled(module: ModuleType, fn: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     real: Callable[..., Any] | None = None
 
@@ -115,7 +132,7 @@ def _disabled(module: ModuleType, fn: Callable[..., Any], options: Mapping[str, 
         return real(*arguments, **named)
 
     # what the compiler tells such a function by
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001  # its mark
     return call
 
 
@@ -155,8 +172,10 @@ _LOSSES: Final = {
 WAITING: Final[Mapping[str, AtHand]] = MappingProxyType(
     {
         "torch._dynamo": _dynamo,
+        "torch.fx.experimental.symbolic_shapes": _shapes,
+        "sympy": classes("Basic"),
         "bitsandbytes": nothing,
         **{f"transformers.loss.loss_{name}": functions(*names) for name, names in _LOSSES.items()},
     }
 )
-"""What waits: the compiler, 8- and 4-bit layers, and losses for pictures, which import scipy."""
+"""What waits: the compiler, symbols in its shapes, 8- and 4-bit layers, losses for pictures, which import scipy."""

@@ -103,8 +103,18 @@ def _to_real(module: StandIn, waiting: _Waiting) -> None:
         module.__class__ = ModuleType  # type: ignore[assignment]  # as importlib's own lazy modules do
     finally:
         waiting.running = False
+    _hand_over(module, waiting.at_hand)
     for do in waiting.afterwards:
         do()
+
+
+def _hand_over(module: ModuleType, at_hand: Mapping[str, Any]) -> None:
+    """Give modules that imported what was at hand the real thing, under the same name."""
+    for other in list(sys.modules.values()):
+        names = other.__dict__ if isinstance(other, ModuleType) else {}
+        for name, given in at_hand.items():
+            if names.get(name) is given:
+                names[name] = module.__dict__[name]
 
 
 def afterwards(module: ModuleType, do: Callable[[], object]) -> None:
@@ -213,3 +223,47 @@ def _calling(module: StandIn, name: str) -> Any:
     call.__name__ = call.__qualname__ = name
     call.__module__ = module.__name__
     return call
+
+
+class ClassAtHand:
+    """Stands for a class of a module that waits: as long as it does, the class has no instances."""
+
+    def __init__(self, module: StandIn, name: str) -> None:
+        self._module, self._name = module, name
+
+    @property
+    def _real(self) -> Any:
+        execute(self._module)
+        return getattr(self._module, self._name)
+
+    def __instancecheck__(self, value: object) -> bool:
+        return not is_waiting(self._module) and isinstance(value, self._real)
+
+    def __subclasscheck__(self, value: type) -> bool:
+        return not is_waiting(self._module) and issubclass(value, self._real)
+
+    def __mro_entries__(self, _: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._real,)
+
+    def __or__(self, other: Any) -> Any:
+        return self._real | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self._real
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """An instance of the real class."""
+        return self._real(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the real class has."""
+        return getattr(self._real, name)
+
+
+def classes(*names: str) -> AtHand:
+    """Classes that execute the module when they are used for more than to ask whether something is of them."""
+
+    def made(module: StandIn) -> Mapping[str, Any]:
+        return {name: ClassAtHand(module, name) for name in names}
+
+    return made
