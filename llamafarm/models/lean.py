@@ -21,6 +21,7 @@ from llamafarm.models.stand_in import (
     AtHand,
     StandIn,
     afterwards,
+    classes,
     execute,
     functions,
     is_waiting,
@@ -107,7 +108,7 @@ def _dynamo(module: StandIn) -> Mapping[str, Any]:
 def _shapes(module: StandIn) -> Mapping[str, Any]:
     """Of the symbolic shapes, which import sympy, what tensors on several devices and checks of arguments name."""
 
-    class GuardOnDataDependentSymNode(RuntimeError):
+    class GuardOnDataDependentSymNode(RuntimeError):  # noqa: N818  # torch's name
         """Never raised: only shapes that are symbols raise the real one."""
 
     def expect_true(a: Any, skip: int = 0) -> Any:
