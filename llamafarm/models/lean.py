@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, Final
@@ -21,7 +21,6 @@ from llamafarm.models.stand_in import (
     AtHand,
     StandIn,
     afterwards,
-    classes,
     execute,
     functions,
     is_waiting,
@@ -105,36 +104,26 @@ def _dynamo(module: StandIn) -> Mapping[str, Any]:
     return {"disable": disable, "graph_break": graph_break, **marks}
 
 
-def _shapes(module: StandIn) -> Mapping[str, Any]:
-    """Of the symbolic shapes, which import sympy, what tensors on several devices and checks of arguments name."""
-
-    class GuardOnDataDependentSymNode(RuntimeError):  # noqa: N818  # torch's name
-        """Never raised: only shapes that are symbols raise the real one."""
-
-    def expect_true(a: Any, skip: int = 0) -> Any:
-        """A condition that is no symbol is what it is."""
-        if type(a) is bool:
-            return a
-        execute(module)
-        return module.expect_true(a, skip + 1)
-
-    called = functions("guard_or_false", "statically_known_true")(module)
-    return {**called, "expect_true": expect_true, "GuardOnDataDependentSymNode": GuardOnDataDependentSymNode}
-
-
 def _disabled(module: ModuleType, fn: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     real: Callable[..., Any] | None = None
 
-    def call(*arguments: Any, **named: Any) -> Any:
+    def call(*arguments: Any, **keywords: Any) -> Any:
         nonlocal real
         if is_waiting(module):
-            return fn(*arguments, **named)
+            return fn(*arguments, **keywords)
         real = real or module.disable(fn, **options)
-        return real(*arguments, **named)
+        return real(*arguments, **keywords)
 
-    # what the compiler tells such a function by
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001  # its mark
-    return call
+    named = wraps(fn)(call) if options["wrapping"] else call
+    marks = {  # what the compiler tells such a function by
+        "disable": True,
+        "disable_msg": options["reason"],
+        "disable_recursive": options["recursive"],
+        "orig_callable": fn,
+        "wrapper_id": id(named),
+    }
+    named.__dict__.update({f"_torchdynamo_{key}": value for key, value in marks.items()})
+    return named
 
 
 def _tell_peft() -> None:
@@ -173,10 +162,8 @@ _LOSSES: Final = {
 WAITING: Final[Mapping[str, AtHand]] = MappingProxyType(
     {
         "torch._dynamo": _dynamo,
-        "torch.fx.experimental.symbolic_shapes": _shapes,
-        "sympy": classes("Basic"),
         "bitsandbytes": nothing,
         **{f"transformers.loss.loss_{name}": functions(*names) for name, names in _LOSSES.items()},
     }
 )
-"""What waits: the compiler, symbols in its shapes, 8- and 4-bit layers, losses for pictures, which import scipy."""
+"""What waits: the compiler, layers of 8 and 4 bits, and losses for pictures, which import scipy."""
