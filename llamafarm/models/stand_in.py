@@ -113,7 +113,7 @@ def _hand_over(module: ModuleType, at_hand: Mapping[str, Any]) -> None:
     for other in list(sys.modules.values()):
         names = other.__dict__ if isinstance(other, ModuleType) else {}
         for name, given in at_hand.items():
-            if names.get(name) is given:
+            if names.get(name) is given and name in module.__dict__:
                 names[name] = module.__dict__[name]
 
 
