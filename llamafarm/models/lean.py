@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, Final
 
@@ -43,7 +44,7 @@ def lean_imports() -> Iterator[None]:
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
         yield
         return
-    with _uncollected(), waiting(WAITING):
+    with _uncollected(), waiting(WAITING), _listed_once():
         yield
         _tell_peft()
 
@@ -60,6 +61,40 @@ def _uncollected() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
+
+
+@contextmanager
+def _listed_once() -> Iterator[None]:
+    """Have transformers read the names in all files of its models once: it does so for two modules, one after another.
+
+    The second list is the first one under shorter names.
+    """
+    if "transformers.models" in sys.modules:
+        yield
+        return
+    import transformers.utils.import_utils as utils
+
+    listing: Callable[..., Any] = utils.define_import_structure
+    folder = Path(utils.__file__).parents[1] / "models"
+
+    def list_once(module_path: Any, prefix: str | None = None) -> Any:
+        if prefix is not None or Path(module_path) != folder / "__init__.py":
+            return listing(module_path, prefix)
+        first = listing(folder, prefix="models")  # remembered by transformers, which has added names of its own
+        under = {
+            needs: {name: given for name, given in names.items() if name.startswith("models.")}
+            for needs, names in first.items()
+        }
+        return {
+            needs: {name.removeprefix("models."): set(given) for name, given in names.items()}
+            for needs, names in under.items()
+        }
+
+    utils.define_import_structure = list_once
+    try:
+        yield
+    finally:
+        utils.define_import_structure = listing
 
 
 _MARKS: Final = ("assume_constant_result", "allow_in_graph", "disallow_in_graph")

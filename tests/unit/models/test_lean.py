@@ -180,3 +180,17 @@ same = LOSS_MAPPING["ForObjectDetection"].__name__
 answer = [before, found[0][0].tolist(), same]
 """
     assert fresh(code) == [False, [1], "ForObjectDetectionLoss"]
+
+
+def test_models_are_listed_as_transformers_lists_them():
+    code = """
+from llamafarm.models.lean import lean_imports
+with lean_imports():
+    import transformers.models
+    import transformers.utils.import_utils as utils
+    mine = utils.define_import_structure(transformers.models.__file__)
+utils.define_import_structure.cache_clear()
+real = utils.define_import_structure(transformers.models.__file__)
+answer = [mine == real, len(real) > 1, utils.define_import_structure.__module__]
+"""
+    assert fresh(code) == [True, True, "transformers.utils.import_utils"]
