@@ -67,6 +67,7 @@ def _training(folder: Path, count: int) -> list[str]:
 def measure(command: Sequence[str], environment: Mapping[str, str], home: Path) -> float:
     """CPU seconds of a process from its start to its very end."""
     own = os.environ | {"LLAMAFARM_HOME": str(home), "HF_HUB_OFFLINE": "1"} | environment
+    own["PYTHONDONTWRITEBYTECODE"] = ""  # as after an installation: nothing is compiled from source each time
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, env=own, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

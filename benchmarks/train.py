@@ -82,7 +82,7 @@ class Bench:
 
     def _last_line(self, command: Sequence[str]) -> dict[str, Any]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
-        environment |= {"PYTHONPATH": str(SCRIPTS), "DISABLE_VERSION_CHECK": "1"}
+        environment |= {"PYTHONPATH": str(SCRIPTS), "DISABLE_VERSION_CHECK": "1", "PYTHONDONTWRITEBYTECODE": ""}
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=False, timeout=self.timeout
