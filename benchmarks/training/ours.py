@@ -24,8 +24,9 @@ with lean_imports():  # as `llamafarm train` does
     from llamafarm.testing.run_context import RecordingRun
     from llamafarm_tuners.pytorch import _fit  # noqa: F401  # all that `llamafarm train` imports
     from llamafarm_tuners.pytorch._methods import Methods
-    from llamafarm_tuners.pytorch._step import Stepper, Work
+    from llamafarm_tuners.pytorch._step import Stepper
     from llamafarm_tuners.pytorch._store import Trained
+    from llamafarm_tuners.pytorch._work import Work
     from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
     from llamafarm_tuners.pytorch.schedule import plan_sizes
 

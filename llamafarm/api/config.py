@@ -384,6 +384,7 @@ class TrainingConfig(Config):
             "epochs": "num_epochs",
             "num_train_epochs": "num_epochs",
             "optimizer": "optim",
+            "offload_optimizer": "use_cpu_offload",
             "learning_rate_schedule": "lr_scheduler_type",
             "learning_rate_warmup": "warmup_ratio",
             "gradient_clip": "max_grad_norm",
@@ -511,7 +512,9 @@ class TrainingConfig(Config):
         "inductor", description="What compiles it; the others than inductor are for finding faults."
     )
     use_flash_attention: bool = Field(False, description="Same as base_model.attn_implementation: flash_attention_2.")
-    use_cpu_offload: bool = Field(False, description="Keep optimizer state in main memory.")
+    use_cpu_offload: bool = Field(
+        False, description="Keep AdamW's state in main memory and compute its steps there (CUDA): less memory, slower."
+    )
     use_ipex: bool = Field(False, description="Accepted; its library has been merged into torch, so without effect.")
     dataloader_num_workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Loader processes (batches are ready in memory)."
@@ -519,8 +522,8 @@ class TrainingConfig(Config):
     dataloader_pin_memory: bool = Field(True, description="Pin host memory for copies to the GPU.")
     heartbeat_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         120,
-        description="With several processes: seconds without a sign of life of one after which the others end the run, "
-        "to be resumed; 0: they wait as long as PyTorch does.",
+        description="With several processes: seconds without a sign of life or progress of one after which the others "
+        "end the run, to be resumed; 0: they wait as long as PyTorch does.",
     )
     # stability
     guard: GuardConfig = Field(default_factory=GuardConfig, description="What watches over losses and gradients.")

@@ -12,11 +12,13 @@ from llamafarm.errors import RunDirectoryError
 from llamafarm.models._load import quiet
 from llamafarm_tuners.pytorch._broken import put_weights, read_broken, read_kept
 from llamafarm_tuners.pytorch._diagnosis import look_into
-from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, paths_of, prepare
+from llamafarm_tuners.pytorch._fit import paths_of, prepare
+from llamafarm_tuners.pytorch._job import Fit, accelerator_for
 from llamafarm_tuners.pytorch._random import set_random_state
 from llamafarm_tuners.pytorch._remedies import apply_again
 from llamafarm_tuners.pytorch._stability import process_switches
-from llamafarm_tuners.pytorch._step import Stepper, Work
+from llamafarm_tuners.pytorch._step import Stepper
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.frozen import with_base
 from llamafarm_tuners.pytorch.global_batch import settle_batches
@@ -72,7 +74,7 @@ def _first_bad(work: Work, folder: Path) -> str | None:
         message = f"the record is of another model: {odd[0]} is on one side only ({len(odd)} differ)"
         raise RunDirectoryError.of("LF-RUN-052", message, where=str(folder), hint="replay it with the run's own files")
     set_random_state(json.dumps(facts["random"]), work.accelerator.device)
-    bad = look_into(stepper, [stepper.batch(rows) for rows in parts])
+    bad = look_into(stepper, [stepper.work.batch(rows) for rows in parts])
     return str(bad) if bad else None
 
 
