@@ -88,7 +88,7 @@ class Bench:
 
     def _last_line(self, command: Sequence[str]) -> dict[str, Any]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
-        environment |= {"PYTHONPATH": str(SCRIPTS), "DISABLE_VERSION_CHECK": "1"}
+        environment |= {"PYTHONPATH": str(SCRIPTS), "DISABLE_VERSION_CHECK": "1", "PYTHONDONTWRITEBYTECODE": ""}
         # threads that wait for others do not count as work: where other programs run, they would be most of it
         environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
         try:

@@ -8,22 +8,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from adapters import adapted
 from inputs import ACCUMULATION, BATCH, LEARNING_RATE, read_rows
 from measured import Clock, say
 
-from llamafarm.api import TrainingConfig
-from llamafarm.data.fit import TokenizedRow
-from llamafarm.models._load import quiet
-from llamafarm.testing.run_context import RecordingRun
-from llamafarm_tuners.pytorch._methods import Methods
-from llamafarm_tuners.pytorch._step import Stepper
-from llamafarm_tuners.pytorch._store import Trained
-from llamafarm_tuners.pytorch._work import Work
-from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
-from llamafarm_tuners.pytorch.schedule import plan_sizes
+from llamafarm.models.lean import lean_imports
+
+with lean_imports():  # as `llamafarm train` does
+    import torch
+    from accelerate import Accelerator
+    from adapters import adapted
+
+    from llamafarm.api import TrainingConfig
+    from llamafarm.data.fit import TokenizedRow
+    from llamafarm.models._load import quiet
+    from llamafarm.testing.run_context import RecordingRun
+    from llamafarm_tuners.pytorch import _fit  # noqa: F401  # all that `llamafarm train` imports
+    from llamafarm_tuners.pytorch._methods import Methods
+    from llamafarm_tuners.pytorch._step import Stepper
+    from llamafarm_tuners.pytorch._store import Trained
+    from llamafarm_tuners.pytorch._work import Work
+    from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
+    from llamafarm_tuners.pytorch.schedule import plan_sizes
 
 WAYS = {
     "plain": (),

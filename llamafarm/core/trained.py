@@ -10,6 +10,7 @@ from llamafarm.core.load import load
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Request
 from llamafarm.models.first_token import asked_first_token, saved_first_token
+from llamafarm.models.lean import lean_imports
 from llamafarm.models.locate import locate
 from llamafarm.models.record import read_base_dtype, read_methods, read_quantization
 
@@ -58,7 +59,8 @@ def load_trained(
         PluginError: If a method that made it is not installed.
         SecurityError: If it wants to run code of its own and was not allowed to.
     """
-    from llamafarm.models._load import load_for_generation
+    with lean_imports():
+        from llamafarm.models._load import load_for_generation
 
     found = load(Request(None), registry).device if device is None else None
     folder = locate(name).folder

@@ -36,6 +36,7 @@ from llamafarm.models._tokenizer import (
 from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_room, rows_of
 from llamafarm.models.adapter_config import base_named_by, require_base_here, require_weights
 from llamafarm.models.identity import require_identity
+from llamafarm.models.lean import lean_imports
 from llamafarm.models.locate import Located, locate
 from llamafarm.models.prequantized import require_library, stored_as
 from llamafarm.models.safety import require_safetensors
@@ -135,7 +136,8 @@ def _load_adapter(
     *,
     unpacked: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from peft import PeftModel
+    with lean_imports():
+        from peft import PeftModel
 
     assert located.folder
     base = options.model_copy(update={"huggingface_id": base_named_by(located.folder)})

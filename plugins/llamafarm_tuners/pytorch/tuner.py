@@ -8,6 +8,7 @@ from typing import Any
 
 from llamafarm.api import Costs, Decision, FineTuner, PreparedData, RunContext, RunPlan, TrainingResult, Workload
 from llamafarm.errors import Problem
+from llamafarm.models.lean import lean_imports
 from llamafarm_tuners.pytorch.checks import check
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.space import require_space
@@ -56,7 +57,8 @@ class PytorchTuner(FineTuner[PytorchConfig]):
             LlamaFarmError: For everything a user can mend.
         """
         require_space(self.config, plan, run)
-        from llamafarm_tuners.pytorch._fit import fit
+        with lean_imports():
+            from llamafarm_tuners.pytorch._fit import fit
 
         return fit(self.config, plan, data, run)
 
@@ -66,7 +68,8 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         Raises:
             RunDirectoryError: If the record is not of this model.
         """
-        from llamafarm_tuners.pytorch._replay import replay_step
+        with lean_imports():
+            from llamafarm_tuners.pytorch._replay import replay_step
 
         return replay_step(self.config, plan, data, run, folder)
 
@@ -76,6 +79,7 @@ class PytorchTuner(FineTuner[PytorchConfig]):
         Raises:
             QualityError: If they differ by more than rounding.
         """
-        from llamafarm_tuners.pytorch._selfcheck import selfcheck
+        with lean_imports():
+            from llamafarm_tuners.pytorch._selfcheck import selfcheck
 
         return selfcheck(self.config, plan, data, run)
