@@ -18,7 +18,7 @@ from llamafarm.core.request import Request
 from llamafarm.core.workload import workload_of
 from llamafarm.errors import LlamaFarmError, UsageError
 from llamafarm.estimate.arithmetic import MULTIPLES_OF_PEAK
-from llamafarm.estimate.calibration import Calibration, Key, Record, calibrate, remember
+from llamafarm.estimate.calibration import Calibration, Key, Record, Size, calibrate, remember
 from llamafarm.estimate.gpus import of_device
 
 _MARGINS: Mapping[str, float] = {"cpu": 0.15, "cuda": 0.25}
@@ -67,7 +67,9 @@ class Estimate:
         costs = planned.tuner.estimate(planned.plan, workload)
         if costs is None:
             return None
-        found = calibrate(Key(device.name, planned.tuner.name, costs.path), costs.peak)
+        found = calibrate(
+            Key(device.name, planned.tuner.name, costs.path), Size(costs.parameters, costs.peak, costs.fixed)
+        )
         return cls(costs, device, planned.tuner.name, available, found, _rate(device, found), (*notes, *costs.notes))
 
     @property
@@ -351,7 +353,9 @@ def compare(expected: Estimate, metrics: Mapping[str, Any]) -> None:
                 device=expected.device.name,
                 tuner=expected.tuner,
                 path=costs.path,
+                parameters=costs.parameters,
                 estimated=costs.peak,
+                fixed=costs.fixed,
                 shown=expected.peak,
                 measured=float(measured),
                 flops=costs.flops * steps / max(1, costs.steps),
