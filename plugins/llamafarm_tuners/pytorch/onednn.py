@@ -1,8 +1,9 @@
 """How many compiled products oneDNN and PyTorch keep, and what they take. Imports no torch.
 
-oneDNN compiles a kernel for each new shape of a product. It keeps the last 1024, PyTorch the last 1024 of each kind
-besides, and one is given back when both have let it go. Batches of rows of different lengths have new shapes in nearly
-every step, so that memory grows by what a thousand of them take, more than a small model trains in.
+oneDNN compiles a kernel for each new shape of a product, and keeps the last 1024. PyTorch keeps as many descriptions of
+each kind, which hold their kernels as well, so that one is given back only when both have let it go. Batches of rows of
+different lengths have new shapes in nearly every step: memory grew for a hundred steps, by more than a small model
+trains in, and more still by the gaps that kernels leave among what comes and goes around them.
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ from typing import Any, Final
 KEPT: Final = 128
 """Enough for the shapes of one step, documents of a thousand tokens included: with half as many, kernels of such steps
 were compiled anew in each of them."""
-KERNEL_BYTES: Final = 0.72 * 2**20
-"""Of one; measured between 0.65 and 0.8 MiB."""
+_DESCRIBED: Final = 16
+"""Descriptions that PyTorch keeps: to make one again is quick as long as its kernel is there."""
+KERNEL_BYTES: Final = 0.65 * 2**20
+"""Of one; measured between 0.3 and 0.7 MiB."""
 SHAPES: Final = 24
 """Of a micro-batch: those of the layers are alike; measured."""
-_VARIABLES: Final = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""The libraries read them at the first product."""
+_VARIABLES: Final = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": KEPT, "LRU_CACHE_CAPACITY": _DESCRIBED}
+"""Where the libraries read it, at the first product."""
 _MAKER: Final = "AuthenticAMD"
 
 
 def keep_few(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have both libraries keep `KEPT`; what the user has set stays."""
-    for name in _VARIABLES:
-        environment.setdefault(name, str(KEPT))
+    """Have both libraries keep no more than is of use; what the user has set stays."""
+    for name, count in _VARIABLES.items():
+        environment.setdefault(name, str(count))
 
 
 def kept(environment: Mapping[str, str] = os.environ) -> int:
     """How many will be kept: one that either library keeps is there."""
-    given = [environment.get(name, "") for name in _VARIABLES]
-    return max(int(text) if text.isdigit() else KEPT for text in given)
+    given = {name: environment.get(name, "") for name in _VARIABLES}
+    return max(int(text) if text.isdigit() else _VARIABLES[name] for name, text in given.items())
 
 
 def computes(details: Mapping[str, Any], product_bytes: float) -> bool:
