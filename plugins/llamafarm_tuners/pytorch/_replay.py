@@ -92,7 +92,8 @@ def _loss(stepper: Stepper, batches: Sequence[Batch]) -> float | None:
     Looking into a step takes slower ways, as modules that are watched are called one by one, and rounds differently.
     """
     try:
-        return sum_over_processes(stepper.gradient(batches).loss.detach()[None], stepper.work.accelerator).item()
+        own = stepper.gradient(batches).loss.detach()[None]
+        return float(sum_over_processes(own, stepper.work.accelerator).item())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
