@@ -290,3 +290,29 @@ def test_files_of_a_run(cost):
     assert cost(save_strategy="no", workload=replace(WORK, held_out=3)).disk == one * 2
     full = cost(method=Full(Full.Config()), save_strategy="no")
     assert full.disk == 4 * PARAMETERS + 5 * MIB
+
+
+def test_what_is_kept_for_a_method_is_counted_for_each_parameter(cost):
+    found = cost(method=lora(init_lora_weights="corda")).memory
+    assert found["methods"] == 4 * ADAPTERS
+    assert "methods" not in cost().memory
+
+
+def test_parameters_are_those_of_the_base_and_the_adapters(cost):
+    found = cost()
+    assert (found.trained, found.parameters) == (ADAPTERS, PARAMETERS + ADAPTERS)
+    assert found.fixed == found.memory["process"]
+    assert cost(device=GPU).fixed == 0
+
+
+def test_devices_share_the_work(cost):
+    one, two = cost(device=GPU, num_epochs=1), cost(device=replace(GPU, count=2), num_epochs=1)
+    assert (two.steps, two.tokens) == (one.steps / 2, one.tokens)
+    assert two.flops == one.flops / 2
+
+
+def test_packs_are_what_steps_are_made_of(cost):
+    """16 rows of 100 tokens in packs of 200, of which 95 % are filled: nine of them, three micro-batches."""
+    found = cost(packing=True, max_seq_length=200, num_epochs=2)
+    assert found.steps == 2 * 3
+    assert found.memory["temporary"] == 4 * 200 * BACK
