@@ -32,6 +32,7 @@ from llamafarm.api.estimates import Costs, Workload
 from llamafarm.api.hooks import hookimpl
 from llamafarm.api.progress import TrainingStart, TrainingStep
 from llamafarm.api.values import (
+    NO_EFFECT,
     AdapterSpec,
     Decision,
     DeviceSpec,
@@ -49,6 +50,7 @@ from llamafarm.api.values import (
 )
 
 __all__ = [
+    "NO_EFFECT",
     "AdapterSpec",
     "Backend",
     "BaseModelConfig",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -67,6 +68,17 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])]
+"""A list of texts; one alone needs no list."""
+
+_Tracker = Literal["tensorboard", "none"]
+_Trackers = tuple[_Tracker, ...]
+
+
 class ScratchConfig(Config):
     """A model that starts from random weights: its architecture, and the tokenizer to train on the dataset."""
 
@@ -78,7 +90,7 @@ class ScratchConfig(Config):
         default_factory=lambda: {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"},
         description="Named special tokens; `additional` entries go to `extra_tokens`.",
     )
-    extra_tokens: tuple[str, ...] = Field((), description="Further special tokens, e.g. those of the chat template.")
+    extra_tokens: Texts = Field((), description="Further special tokens, e.g. those of the chat template.")
     chat_template: str | None = Field(None, description="Jinja chat template saved with the tokenizer.")
 
 
@@ -156,7 +168,7 @@ class GenerateDataConfig(Config):
 
     name: Literal["smart-home"] = Field(description="The generator.")
     size: Literal["small", "medium", "large"] | Count = Field("small", description="Rows: a size, or a number.")
-    languages: tuple[str, ...] = Field(("english",), description="Languages to mix.")
+    languages: Texts = Field(("english",), description="Languages to mix.")
     format: Literal["messages", "sharegpt", "alpaca", "text"] = Field("messages", description="Form of the rows.")
     system: bool = Field(True, description="Put a system turn with the home's devices before each command.")
     seed: int = Field(0, description="Same seed, same rows.")
@@ -238,9 +250,7 @@ class FiltersConfig(Config):
     single_response_only: bool = Field(False, description="Leave out conversations with several answers.")
     remove_duplicates: bool = Field(False, description="Of rows that say the same keep the first.")
     filter_empty: bool = Field(False, description="Leave out rows whose texts are empty, instead of refusing them.")
-    remove_patterns: tuple[str, ...] = Field(
-        (), description="Leave out rows in which one of these regular expressions is found."
-    )
+    remove_patterns: Texts = Field((), description="Leave out rows in which one of these regular expressions is found.")
 
     @field_validator("remove_patterns")
     @classmethod
@@ -452,9 +462,11 @@ class TrainingConfig(Config):
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more work.")
     # evaluation
     eval_strategy: Literal["auto", "no", "steps", "epoch"] = Field(
-        "auto", description="When to evaluate; `auto`: each epoch if there is held-out data."
+        "auto", description="When to evaluate held-out rows; `auto`: each eval_steps if given, else each epoch."
     )
-    eval_steps: int = Field(100, description="Steps between evaluations; -1: each epoch; 999999 or more: never.")
+    eval_steps: int | None = Field(
+        None, description="Steps between evaluations; -1: each epoch; 999999 or more: never; default 100."
+    )
     per_device_eval_batch_size: Count | None = Field(None, description="Rows per evaluation batch; default batch_size.")
     eval_accumulation_steps: Count | None = Field(
         None, description="Accepted; without effect, because evaluation keeps no predictions to accumulate."
@@ -473,7 +485,7 @@ class TrainingConfig(Config):
     # logging
     logging_steps: Count = Field(10, description="Steps between log lines.")
     logging_first_step: bool = Field(True, description="Log step 1 too.")
-    report_to: tuple[Literal["tensorboard", "none"], ...] = Field(
+    report_to: Annotated[_Trackers, BeforeValidator(_listed, json_schema_input_type=_Tracker | _Trackers)] = Field(
         ("none",), description="Where metrics go besides trainer_log.jsonl."
     )
     # precision and speed
@@ -537,6 +549,14 @@ class TrainingConfig(Config):
             rest = {key: value for key, value in values.items() if key != "batch_size"}
             return rest | {"auto_find_batch_size": True}
         return values
+
+    @property
+    def eval_interval(self) -> tuple[Literal["no", "steps", "epoch"], int]:
+        """What `eval_strategy` comes to, and the steps between evaluations by steps."""
+        steps = 100 if self.eval_steps is None else self.eval_steps
+        if self.eval_strategy == "auto":
+            return ("epoch" if self.eval_steps is None else "steps"), steps
+        return self.eval_strategy, steps
 
 
 class EvaluationConfig(Config):

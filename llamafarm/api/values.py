@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,16 @@ class AdapterSpec:
     kept: int = 0
 
 
+NO_EFFECT: Final = "no effect"
+"""The value of a decision about a setting that changes nothing here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A setting that was decided rather than given, with its reason; printed by `--dry-run`."""
+    """A setting that was decided rather than given, with its reason; printed by `--dry-run`.
+
+    One about a setting that somebody wrote down is printed by every run, and so is one whose value is `NO_EFFECT`.
+    """
 
     subject: str
     value: str

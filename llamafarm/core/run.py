@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
-from llamafarm.api.values import Event, TrainingResult
+from llamafarm.api import NO_EFFECT, Event, RunPlan, TrainingResult
 from llamafarm.core.contract import settings
 from llamafarm.core.estimate import Estimate, compare, quietly
 from llamafarm.core.explain import redact, resolved_yaml, secrets
@@ -63,7 +63,7 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
     """
     run = Run(loaded, planned, listener)
     with run.stoppable():
-        for notice in loaded.notices:
+        for notice in (*loaded.notices, *_not_as_asked(planned.plan)):
             run.emit("notice", message=notice)
         run.emit("phase", name="loading data")
         config = loaded.tuner_config
@@ -91,6 +91,15 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
         if expected is not None and planned.plan.resume is None:
             compare(expected, result.metrics)
     return Outcome(run.run_id, planned.plan.output_dir, result, expected)
+
+
+def _not_as_asked(plan: RunPlan) -> Iterator[str]:
+    """What somebody wrote down and is otherwise, or changes nothing: a word for each."""
+    for decision in plan.decisions:
+        path = decision.subject
+        written = any(key == path or key.startswith(f"{path}.") for key in plan.given)
+        if written or decision.value == NO_EFFECT:
+            yield f"{path}: {decision.value}: {decision.reason}"
 
 
 def _too_large(expected: Estimate) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ _STOPPING: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 _CHECKPOINT: Final = "SIGUSR1"
 _UNHURRIED: Final = frozenset({"training", "saving"})
 """Phases that come to a good end by themselves: after the step, or with the result written."""
+_SHORTLY: Final = 0.01
+"""Seconds until a signal comes again whose exception was dropped."""
 
 
 class Wishes:
@@ -35,6 +38,8 @@ class Wishes:
         self.stop: signal.Signals | None = None
         self.thrown = False
         self.checkpoint = False
+        self._report = sys.unraisablehook
+        self._again: threading.Timer | None = None
 
     @contextmanager
     def heard(self) -> Iterator[None]:
@@ -47,9 +52,14 @@ class Wishes:
             number = getattr(signal, name, None)  # Windows has few of them
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 before[number] = signal.signal(number, self._ask if name == _CHECKPOINT else self._stop)
+        self._report, sys.unraisablehook = sys.unraisablehook, self._retrieve
         try:
             yield
         finally:
+            sys.unraisablehook = self._report
+            if self._again is not None:
+                self._again.cancel()
+                self._again.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -74,6 +84,17 @@ class Wishes:
         if not (first and self._phase() in _UNHURRIED):
             self.thrown = True
             raise Stopped(self.exit_code, "")
+
+    def _retrieve(self, dropped: sys.UnraisableHookArgs) -> None:
+        """A callback that Python lets nothing out of was interrupted: the signal comes again an instant later."""
+        if self.stop is None or not isinstance(dropped.exc_value, Stopped):
+            self._report(dropped)
+            return
+        main = threading.main_thread().ident
+        assert main is not None
+        self._again = threading.Timer(_SHORTLY, signal.pthread_kill, (main, self.stop))
+        self._again.daemon = True
+        self._again.start()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.checkpoint = True

@@ -72,7 +72,8 @@ def trained(folder: Folder):
     small = ["--set", f"base_model={folder.model}", "--set", "training.logging_steps=1"]
     measured = ["--set", "evaluation.exact_match=true", "--set", "evaluation.max_new_tokens=8"]
     checkpoints = ["--set", "training.eval_strategy=epoch"]
-    return folder.ok(*command, *small, *measured, *checkpoints)
+    idle = ["--set", "training.early_stopping_patience=2", "--set", "training.eval_accumulation_steps=4"]
+    return folder.ok(*command, *small, *measured, *checkpoints, *idle)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -98,11 +99,13 @@ def test_training_says_what_it_does_on_stderr_and_what_came_of_it_on_stdout(fold
         trained.stdout,
     ), trained.stdout
     assert "Trainable params: 16,384\n" in trained.stderr
-    line = re.compile(r"^ts=\S+ step=(\d)/4 epoch=\S+ loss=\S+ lr=\S+ grad_norm=\S+ tok_s=\d+ ", re.MULTILINE)
+    line = re.compile(r"^ts=\S+ step=(\d)/4 epoch=\S+ loss=\S+ lr=\S+ grad_norm=\S+ tok_s=\S+ ", re.MULTILINE)
     steps = line.findall(trained.stderr)
     assert steps == ["1", "2", "3", "4"]
     lines = trained.stderr.splitlines()
     assert all(line.startswith(("ts=", "Trainable ", "All params: ")) for line in lines), lines
+    idle = set(re.findall(r'event=notice message="training\.(\w+): no effect: ', trained.stderr))
+    assert idle == {"early_stopping_patience", "eval_accumulation_steps"}
 
 
 def test_what_training_leaves_is_where_the_documents_say(folder, trained):

@@ -54,8 +54,7 @@ def training_arguments(training: TrainingConfig, *, held_out: bool, device: str)
 
 
 def _evaluation(training: TrainingConfig) -> dict[str, Any]:
-    strategy = "epoch" if training.eval_strategy == "auto" else training.eval_strategy
-    found = _interval("eval", strategy, training.eval_steps)
+    found = _interval("eval", *training.eval_interval)
     found |= {"do_eval": True, "per_device_eval_batch_size": training.per_device_eval_batch_size or training.batch_size}
     if training.load_best_model_at_end or training.early_stopping:
         metric = training.metric_for_best_model

@@ -36,6 +36,7 @@ def check_ppo(config: LlamaFactoryConfig, plan: RunPlan) -> Iterator[Problem | D
         "training.early_stopping": training.early_stopping,
         "training.compute_metrics": training.compute_metrics,
         "training.eval_strategy": training.eval_strategy not in ("no", "auto"),
+        "training.eval_steps": training.eval_strategy == "auto" and training.eval_steps is not None,
         "training.save_strategy": training.save_strategy == "epoch",
     }
     for path, on in refused.items():

@@ -243,6 +243,8 @@ def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
             problems.append(Problem("LF-TRAIN-010", message, job.plan.given[path], hint))
         else:
             job.run.emit("notice", message=f"{message}, so it is off; {hint}")
+    if not held_out and "training.eval_steps" in job.plan.given:
+        job.run.emit("notice", message=f"training.eval_steps: nothing is held out to evaluate on; {hint}")
     if problems:
         raise StrategyError(problems)
 

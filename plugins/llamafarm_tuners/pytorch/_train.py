@@ -132,7 +132,8 @@ class _Training:
             continuation.identity,
             continuation.found.saved,
         )
-        self._evaluating = rhythm(training.eval_strategy if work.held_out else "no", training.eval_steps, sizes)
+        strategy, every = training.eval_interval
+        self._evaluating = rhythm(strategy if work.held_out else "no", every, sizes)
         self._saving = rhythm(training.save_strategy, training.save_steps, sizes)
         found = continuation.found.checkpoint
         self._state = read_state(found) if found is not None else None

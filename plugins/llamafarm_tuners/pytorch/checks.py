@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from operator import attrgetter
 
-from llamafarm.api import Decision, RunPlan
+from llamafarm.api import NO_EFFECT, Decision, RunPlan
 from llamafarm.errors import NetworkError, Problem, nearest, one_of
 from llamafarm.models.hub import is_offline, require_cached
 from llamafarm.models.locate import locate
@@ -307,7 +307,7 @@ def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
             reason = "moving optimizer state to main memory is not built in"
             yield _drop(plan, "LF-TRAIN-009", path, reason, "use optim: paged_adamw_8bit, which pages it out")
         else:
-            yield Decision(path, "no effect", f"with {device.type} the optimizer's state is in main memory anyway")
+            yield Decision(path, NO_EFFECT, f"with {device.type} the optimizer's state is in main memory anyway")
 
 
 def _growing(config: PytorchConfig, plan: RunPlan) -> Findings:
@@ -322,7 +322,7 @@ def _growing(config: PytorchConfig, plan: RunPlan) -> Findings:
 
 def _evaluation(config: PytorchConfig, plan: RunPlan) -> Findings:
     training = config.training
-    if not happens(training.eval_strategy, training.eval_steps):
+    if not happens(*training.eval_interval):
         for name, on in (
             ("load_best_model_at_end", training.load_best_model_at_end),
             ("early_stopping", training.early_stopping),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamafarm.api import Decision, RunPlan
+from llamafarm.api import NO_EFFECT, Decision, RunPlan
 from llamafarm.api.launch import world_size
 from llamafarm_tuners.pytorch.config import PytorchConfig
 
@@ -18,7 +18,7 @@ def idle_settings(config: PytorchConfig, plan: RunPlan) -> Iterator[Decision]:
     for path, idle, reason in _table(config, plan):
         given = path in plan.given or path in blocks or any(known.startswith(f"{path}.") for known in plan.given)
         if idle and given:
-            yield Decision(path, "no effect", reason)
+            yield Decision(path, NO_EFFECT, reason)
 
 
 def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, str]]:
@@ -35,7 +35,7 @@ def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, st
         ("a constant rate does not warm up" if constant else "warmup_steps decides"),
     )
     yield "training.warmup_steps", constant, "a constant rate does not warm up; constant_with_warmup does"
-    yield "training.eval_steps", training.eval_strategy != "steps", f"eval_strategy is {training.eval_strategy}"
+    yield "training.eval_steps", training.eval_interval[0] != "steps", f"eval_strategy is {training.eval_strategy}"
     yield "training.save_steps", training.save_strategy != "steps", f"save_strategy is {training.save_strategy}"
     yield "training.eval_accumulation_steps", True, "evaluation keeps no predictions that would have to be moved"
     yield "training.early_stopping_patience", not early, "early_stopping is off"

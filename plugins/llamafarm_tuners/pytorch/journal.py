@@ -52,7 +52,7 @@ def trainer_state(
         "best_metric": best.value,
         "best_model_checkpoint": "checkpoint-best" if best.step is not None else None,
         "epoch": sizes.epoch(step),
-        "eval_steps": training.eval_steps,
+        "eval_steps": training.eval_interval[1],
         "global_step": step,
         "is_world_process_zero": True,
         "log_history": list(history),

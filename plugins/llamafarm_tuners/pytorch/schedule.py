@@ -62,14 +62,14 @@ class Rhythm:
         return self.every > 0 and step % self.every == 0
 
 
-def rhythm(strategy: Literal["auto", "no", "steps", "epoch"], every: int, sizes: Sizes) -> Rhythm:
-    """Read `eval_strategy`/`eval_steps` or `save_strategy`/`save_steps`: -1 steps is each epoch, 999999 never."""
+def rhythm(strategy: Literal["no", "steps", "epoch"], every: int, sizes: Sizes) -> Rhythm:
+    """Read `eval_interval` or `save_strategy`/`save_steps`: -1 steps is each epoch, 999999 never."""
     if not happens(strategy, every):
         return Rhythm(0)
-    by_epoch = strategy in ("auto", "epoch") or every < 1
+    by_epoch = strategy == "epoch" or every < 1
     return Rhythm(sizes.steps_per_epoch if by_epoch else every)
 
 
 def happens(strategy: str, every: int) -> bool:
     """Whether a strategy with that interval ever takes place."""
-    return strategy in ("auto", "epoch") or (strategy == "steps" and every < NEVER)
+    return strategy == "epoch" or (strategy == "steps" and every < NEVER)

@@ -83,6 +83,13 @@ def test_values_outside_their_range_are_errors(model: type[Config], option: str,
         model.model_validate({option: value})
 
 
+def test_one_text_needs_no_list() -> None:
+    assert TrainingConfig.model_validate({"report_to": "tensorboard"}).report_to == ("tensorboard",)
+    assert TrainingConfig.model_validate({"report_to": ["tensorboard"]}).report_to == ("tensorboard",)
+    with pytest.raises(ValidationError, match="report_to"):
+        TrainingConfig.model_validate({"report_to": "wand"})
+
+
 def test_a_zero_learning_rate_is_allowed() -> None:
     assert TrainingConfig(learning_rate=0).learning_rate == 0
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import time
+import weakref
 
 import pytest
 
@@ -26,6 +28,35 @@ def test_the_first_signal_is_a_wish_and_the_second_stops(number, code, phase):
 def test_where_nothing_is_lost_the_first_signal_stops():
     with Wishes(lambda: "loading model").heard(), pytest.raises(Stopped):
         signal.raise_signal(signal.SIGTERM)
+
+
+class Thing:
+    pass
+
+
+def test_a_signal_whose_exception_a_callback_drops_comes_again(capfd):
+    def strike(_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with Wishes(lambda: "loading model").heard():
+        things = [Thing()]
+        kept = weakref.ref(things[0], strike)
+        things.clear()  # what the callback raises is dropped
+        with pytest.raises(Stopped):
+            time.sleep(10)
+    assert kept() is None
+    assert capfd.readouterr().err == ""
+
+
+def test_what_else_a_callback_drops_is_reported_as_ever(monkeypatch):
+    reported = []
+    monkeypatch.setattr("sys.unraisablehook", lambda dropped: reported.append(dropped.exc_type))
+    with Wishes(lambda: "training").heard():
+        thing = Thing()
+        kept = weakref.ref(thing, lambda _: 1 / 0)
+        del thing
+    assert kept() is None
+    assert reported == [ZeroDivisionError]
 
 
 def test_asking_for_a_checkpoint_stops_nothing():

@@ -56,12 +56,29 @@ def test_warmup_steps_override_the_ratio_unless_zero(given_, expected):
         ("steps", NEVER, 0),
         ("steps", NEVER + 1, 0),
         ("epoch", 5, 25),
-        ("auto", 5, 25),
     ],
 )
 def test_rhythms(strategy, every, expected):
     sizes = plan_sizes(100, TrainingConfig(batch_size=4, num_epochs=2))
     assert rhythm(strategy, every, sizes) == Rhythm(expected)
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        ({}, 25),
+        ({"eval_steps": 5}, 5),
+        ({"eval_steps": -1}, 25),
+        ({"eval_steps": NEVER}, 0),
+        ({"eval_strategy": "epoch", "eval_steps": 5}, 25),
+        ({"eval_strategy": "steps"}, 100),
+        ({"eval_strategy": "no", "eval_steps": 5}, 0),
+    ],
+)
+def test_steps_between_evaluations_are_obeyed_unless_the_strategy_says_otherwise(given_, expected):
+    training = TrainingConfig(batch_size=4, num_epochs=2, **given_)
+    strategy, every = training.eval_interval
+    assert rhythm(strategy, every, plan_sizes(100, training)) == Rhythm(expected)
 
 
 def test_a_rhythm_of_nothing_is_never_due():
