@@ -316,3 +316,17 @@ def test_packs_are_what_steps_are_made_of(cost):
     found = cost(packing=True, max_seq_length=200, num_epochs=2)
     assert found.steps == 2 * 3
     assert found.memory["temporary"] == 4 * 200 * BACK
+
+
+def test_only_what_is_trained_of_the_layers_is_cast(cost):
+    found = cost(method=Freeze(Freeze.Config(freeze_trainable_layers=1)), device=GPU, bf16=True)
+    assert found.memory["temporary"] == pytest.approx(TOKENS * BACK / 2 + 2 * LINEAR)
+
+
+def test_the_path_names_what_runs_must_share(cost):
+    narrow = {"base_model": {"torch_dtype": "bfloat16"}}
+    assert cost().path == "lora fused 32bit no"
+    assert cost(narrow, gradient_checkpointing=True).path == "lora fused-checkpointing 16bit no"
+    assert cost(method=lora(dropout=0.1), fused=False).path == "lora-dropout one-row 32bit no"
+    packed = Qlora(Qlora.Config(r=8, dropout=0.0, target_modules="all"))
+    assert cost(method=packed).path.startswith("4bit-")
