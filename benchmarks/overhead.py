@@ -79,9 +79,9 @@ def trainings(folder: Path, stack: ExitStack, steps: int) -> Iterator[tuple[str,
     from llamafarm.models._load import quiet
     from llamafarm.testing.run_context import RecordingRun
     from llamafarm_tuners.pytorch._methods import Methods
-    from llamafarm_tuners.pytorch._step import Work
     from llamafarm_tuners.pytorch._store import Trained
     from llamafarm_tuners.pytorch._train import Continuation, _Training
+    from llamafarm_tuners.pytorch._work import Work
     from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
 
     class Tokenizer:

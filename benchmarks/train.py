@@ -1,4 +1,4 @@
-"""Compares training of adapters in one run: ours step by step, transformers.Trainer, TRL and LLaMA-Factory.
+"""Compares training of adapters in one run: ours step by step, transformers.Trainer, TRL, torchtune and LLaMA-Factory.
 
 Every way trains the same model (random weights) on the same rows with the same hyper-parameters, in a process of its
 own, in turn (A B A B …), so that what else the machine does hits all alike. Printed are medians: CPU seconds and
@@ -10,7 +10,7 @@ same. A way that fails, or takes longer than `--timeout`, is a row that says so.
     python benchmarks/train.py                     ours and Trainer: small model, 64 rows, two rounds
     python benchmarks/train.py --model m --rows 32
     python benchmarks/train.py --threads 1 2
-    python benchmarks/train.py --peers FOLDER      and TRL, in an environment that is made in FOLDER
+    python benchmarks/train.py --peers FOLDER      and TRL and torchtune, in environments that are made in FOLDER
     python benchmarks/train.py --llamafactory FOLDER/bin/python
     python benchmarks/train.py --ways trainer fused_bf16 --rounds 3
     python benchmarks/train.py --ablation          each of our ways alone, and together
@@ -42,9 +42,16 @@ from table import OURS, Figures, goals, table  # noqa: E402  # as well
 ABLATION = ("plain", "products", "head", "documents", "documents+head", *OURS)
 TRAINER = ("trainer", "trainer_grouped", "trainer_bf16")
 TRL = ("trl", "trl_fp32", "trl_packed_fp32", "trl_packed_bf16")
+TORCHTUNE = ("torchtune", "torchtune_fp32", "torchtune_packed_fp32", "torchtune_packed_bf16")
 LLAMAFACTORY = ("llamafactory", "llamafactory_packed_fp32", "llamafactory_packed_bf16")
 METHODS = ("lora", "dora", "qlora", "qdora")
-TRL_VERSION = "1.16.*"
+SCRIPT = {"trainer": "peers.py", "trl": "peers.py", "llamafactory": "peers.py", "torchtune": "tune.py"}
+"""A program's name → what trains with it; all else is ours."""
+MADE = {
+    "trl": ("trl==1.16.*",),
+    "torchtune": ("torchtune==0.6.1", "torchao==0.10.0", "sentencepiece", "tiktoken", "blobfile", "kagglehub"),
+}
+"""What environments that are made here have besides what this one has."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,8 @@ class Bench:
     def measure(self, way: str) -> dict[str, Any]:
         """Train one way in a process of its own; nothing but a reason if it fails."""
         family = way.split("_", maxsplit=1)[0]
-        script = "peers.py" if family in ("trainer", "trl", "llamafactory") else "ours.py"
-        command = [self.interpreters.get(family, sys.executable), str(SCRIPTS / script), way, str(self.folder)]
-        command.append(self.method)
+        python, script = self.interpreters.get(family, sys.executable), SCRIPTS / SCRIPT.get(family, "ours.py")
+        command = [python, str(script), way, str(self.folder), self.method]
         found = self._last_line(command)
         told = str(found.get("failed", "")) or "{train:.2f} s of {whole:.1f}, {memory:,.0f} MiB".format(**found)
         print(f"{way}: {told}", file=sys.stderr, flush=True)
@@ -83,6 +89,8 @@ class Bench:
     def _last_line(self, command: Sequence[str]) -> dict[str, Any]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
         environment |= {"PYTHONPATH": str(SCRIPTS), "DISABLE_VERSION_CHECK": "1"}
+        # threads that wait for others do not count as work: where other programs run, they would be most of it
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=False, timeout=self.timeout
@@ -96,15 +104,14 @@ class Bench:
         return found
 
 
-def trl_python(folder: Path) -> str:
-    """The Python of an environment with TRL, which is made if need be; all else in it is this environment's."""
-    python = folder / "trl" / "bin" / "python"
+def made(folder: Path, name: str) -> str:
+    """The Python of an environment with a program, which is made if need be; all else in it is this environment's."""
+    python = folder / name / "bin" / "python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "trl")], check=True)
-        site = next((folder / "trl" / "lib").glob("python*/site-packages"))
+        subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
+        site = next((folder / name / "lib").glob("python*/site-packages"))
         (site / "beside.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
-        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", f"trl=={TRL_VERSION}"]
-        subprocess.run(install, check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *MADE[name]], check=True)
     return str(python)
 
 
@@ -125,7 +132,7 @@ def _ways(options: argparse.Namespace) -> list[str]:
         return list(options.ways)
     if options.ablation:
         return ["trainer", *ABLATION]
-    peers = [*(TRL if options.peers else ()), *(LLAMAFACTORY if options.llamafactory else ())]
+    peers = [*((*TRL, *TORCHTUNE) if options.peers else ()), *(LLAMAFACTORY if options.llamafactory else ())]
     return [*TRAINER, *peers, *OURS]
 
 
@@ -163,7 +170,8 @@ class Store:
 
 def measure(options: argparse.Namespace, folder: Path, ways: Sequence[str], store: Store) -> None:
     """Measure all ways in turn, whatever of them is not in the store."""
-    interpreters = {"trl": trl_python(options.peers.resolve())} if options.peers else {}
+    used = {way.split("_")[0] for way in ways} & MADE.keys() if options.peers else ()
+    interpreters = {name: made(options.peers.resolve(), name) for name in sorted(used)}
     interpreters |= {"llamafactory": options.llamafactory} if options.llamafactory else {}
     for done in range(options.rounds):
         for threads in options.threads:
@@ -185,20 +193,20 @@ def report(options: argparse.Namespace, ways: Sequence[str], store: Store, token
         names = [name for name in ("float32", "bfloat16") if any(name in limit for limit in limits)]
         best = ", ".join(f"{max(limit[name] for limit in limits if name in limit):.0f} in {name}" for name in names)
         print(f"\n{threads} thread(s); limit, GFLOP a CPU second: {best}.\n\n{table(figures)}\n")
-        if not options.ablation:
+        if not options.ablation and options.method == "lora":
             print(goals(figures, options.model))
 
 
 def main() -> None:
     """Measure, and print what there is, even if the run is stopped."""
-    known = [*TRAINER, *TRL, *LLAMAFACTORY, *ABLATION]
+    known = [*TRAINER, *TRL, *TORCHTUNE, *LLAMAFACTORY, *ABLATION]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="s")
     parser.add_argument("--method", choices=METHODS, default="lora")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--peers", type=Path, help="folder for the environment with TRL; made if need be")
+    parser.add_argument("--peers", type=Path, help="folder of environments with TRL and torchtune; made if need be")
     parser.add_argument("--llamafactory", help="Python of an environment that has LLaMA-Factory")
     parser.add_argument("--ways", nargs="+", choices=known)
     parser.add_argument("--ablation", action="store_true")
@@ -208,8 +216,8 @@ def main() -> None:
     ways = _ways(options)
     if options.method != "lora" and any(way not in (*TRAINER, *ABLATION) for way in ways):
         parser.error(f"{options.method} is compared with Trainer alone")
-    given = {"trl": options.peers, "llamafactory": options.llamafactory}
-    missing = [name for name, place in given.items() if not place and any(way.startswith(name) for way in ways)]
+    given = {**dict.fromkeys(MADE, options.peers), "llamafactory": options.llamafactory}
+    missing = [name for name, place in given.items() if not place and any(way.split("_")[0] == name for way in ways)]
     if missing:
         parser.error(f"no environment for {' and '.join(missing)}: see --peers and --llamafactory")
     store = Store(options.output, {"model": options.model, "method": options.method, "rows": options.rows})

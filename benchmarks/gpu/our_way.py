@@ -53,7 +53,7 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         out, file = Path(folder) / "run", Path(folder) / "benchmark.yaml"
-        file.write_text(json.dumps(strategy(given["task"], given["settings"], out)))  # JSON is YAML
+        file.write_text(json.dumps(strategy(given["task"], given["settings"], out), indent=1))  # JSON is YAML
         command = [sys.executable, "-m", "llamafarm", "train", "--strategy", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VOCABULARY, BATCH, ACCUMULATION, LEARNING_RATE, RANK, LONGEST = 32_000, 4, 4, 1e-3, 16, 1024
+PACKS = 3
+"""Rows of `LONGEST` tokens to a step, of the programs that pack: about as many tokens as 16 rows have."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from llamafarm.data.fit import TokenizedRow
 from llamafarm.models._load import quiet
 from llamafarm.testing.run_context import RecordingRun
 from llamafarm_tuners.pytorch._methods import Methods
-from llamafarm_tuners.pytorch._step import Stepper, Work
+from llamafarm_tuners.pytorch._step import Stepper
 from llamafarm_tuners.pytorch._store import Trained
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.fast._install import Wanted, fast_paths
 from llamafarm_tuners.pytorch.schedule import plan_sizes
 

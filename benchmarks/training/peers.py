@@ -1,7 +1,7 @@
 """Trains with another program, in that program's environment: `peers.py WAY FOLDER METHOD`.
 
 All get the same model, rows and hyper-parameters; what is not named here is as the program has it by default. Packed
-ways take rows of 1,024 tokens one by one, three to a step, which is about as many tokens as 16 rows have.
+ways take rows of 1,024 tokens one by one. torchtune, which is no program of this kind, has a script of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inputs import ACCUMULATION, BATCH, LEARNING_RATE, LONGEST, RANK, read_rows
+from inputs import ACCUMULATION, BATCH, LEARNING_RATE, LONGEST, PACKS, RANK, read_rows
 from measured import Clock, say
 from transformers import TrainerCallback
-
-PACKS = 3
 
 
 class Steps(TrainerCallback):  # type: ignore[misc]  # transformers does not type it

@@ -384,6 +384,7 @@ class TrainingConfig(Config):
             "epochs": "num_epochs",
             "num_train_epochs": "num_epochs",
             "optimizer": "optim",
+            "offload_optimizer": "use_cpu_offload",
             "learning_rate_schedule": "lr_scheduler_type",
             "learning_rate_warmup": "warmup_ratio",
             "gradient_clip": "max_grad_norm",
@@ -511,7 +512,9 @@ class TrainingConfig(Config):
         "inductor", description="What compiles it; the others than inductor are for finding faults."
     )
     use_flash_attention: bool = Field(False, description="Same as base_model.attn_implementation: flash_attention_2.")
-    use_cpu_offload: bool = Field(False, description="Keep optimizer state in main memory.")
+    use_cpu_offload: bool = Field(
+        False, description="Keep AdamW's state in main memory and compute its steps there (CUDA): less memory, slower."
+    )
     use_ipex: bool = Field(False, description="Accepted; its library has been merged into torch, so without effect.")
     dataloader_num_workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Loader processes (batches are ready in memory)."

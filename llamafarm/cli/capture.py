@@ -84,7 +84,9 @@ def _run(
     from llamafarm.core.trained import load_trained
 
     # adapters are merged, which packed weights would round again
-    loaded, tokenizer = load_trained(name, load_registry(), device=device, dtype=getattr(torch, dtype), unpacked=True)
+    loaded, tokenizer, _ = load_trained(
+        name, load_registry(), device=device, dtype=getattr(torch, dtype), unpacked=True
+    )
     ids = input_row(loaded, tokenizer, **options)
     if other is not None and other.get("input_sha256") != row_digest(ids):
         hint = "capture both with the same --seq-len, --data-seed and text, and models with the same tokenizer"

@@ -133,7 +133,7 @@ def _answer(
     from llamafarm.data.plain import plain_prompt
     from llamafarm.models._generate import Sampling, generate
 
-    model, tokenizer = load_trained(name, load_registry(), trust_remote_code=trust_remote_code)
+    model, tokenizer, _ = load_trained(name, load_registry(), trust_remote_code=trust_remote_code)
     prompt: str | Chat = text
     if chat and tokenizer.chat_template is None:
         prompt = plain_prompt(chat, end=tokenizer.eos_token)

@@ -69,7 +69,7 @@ class PlainProgress:
 
     def __call__(self, event: Event, /) -> None:
         # the summary shows the first, notices said what matters of the others
-        if event.type in {"result", "ledger", "paths", "precision"}:
+        if event.type in {"result", "ledger", "paths", "precision", "offload"}:
             return
         if event.type == "model":
             for line in parameter_lines(event.fields):

@@ -291,6 +291,8 @@ def _combinations(config: FineTunerConfig) -> Iterator[tuple[str, ...]]:
     if again:
         yield again
     kinds = {str(getattr(method, "type", "")) for method in config.method} or {"lora"}
+    if kinds == {"full"}:
+        yield ("training.use_cpu_offload=true", *again)
     narrow = ("base_model.torch_dtype=bfloat16",)
     if kinds <= {"lora", "dora"} and config.base_model.torch_dtype in ("auto", "float32"):
         yield narrow

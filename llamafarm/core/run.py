@@ -35,7 +35,7 @@ _TO_REMEMBER: Final = ("recovery", "micro_batch")
 _LEDGER: Final = ("rows", "tokens", "mask_audit", "token_loss")
 """Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
 
-_TO_KNOW: Final = ("paths", "precision")
+_TO_KNOW: Final = ("paths", "precision", "offload")
 """Events that say how a run computes: the last of each is in its manifest."""
 
 TRIGGER: Final = "checkpoint-now"

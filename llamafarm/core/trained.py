@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamafarm.api.components import Method
 from llamafarm.api.config import BaseModelConfig
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from llamafarm.api.values import DeviceSpec
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedModel:
+class TrainedModel(NamedTuple):
     """A saved model, loaded.
 
     Attributes:
@@ -41,7 +39,7 @@ def load_trained(
     dtype: Any = None,
     unpacked: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[Any, Any]:
+) -> TrainedModel:
     """Load a base model, a trained model, an adapter with its base, or a checkpoint of either.
 
     An adapter that was trained on a quantized base gets it quantized in the same way.
@@ -55,30 +53,11 @@ def load_trained(
         unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
         trust_remote_code: Let it, or the base that an adapter names, run code of its own; a flag alone sets this.
 
-    Returns:
-        The model in evaluation mode on its device, and its tokenizer.
-
     Raises:
         ModelError: If it is none of these, or an adapter does not fit its base.
         PluginError: If a method that made it is not installed.
         SecurityError: If it wants to run code of its own and was not allowed to.
     """
-    loaded = load_with_methods(
-        name, registry, device=device, dtype=dtype, unpacked=unpacked, trust_remote_code=trust_remote_code
-    )
-    return loaded.model, loaded.tokenizer
-
-
-def load_with_methods(
-    name: str,
-    registry: Registry,
-    *,
-    device: str | None = None,
-    dtype: Any = None,
-    unpacked: bool = False,
-    trust_remote_code: bool = False,
-) -> TrainedModel:
-    """The same as `load_trained`, with the methods that made it."""
     from llamafarm.models._load import load_for_generation
 
     found = load(Request(None), registry).device if device is None else None

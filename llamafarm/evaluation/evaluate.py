@@ -116,7 +116,7 @@ def measure(
 
     dtype = getattr(torch, wanted.dtype) if wanted.dtype else None
     trust = config.base_model.trust_remote_code
-    loaded, tokenizer = load_trained(model, registry, device=wanted.device, dtype=dtype, trust_remote_code=trust)
+    loaded, tokenizer, _ = load_trained(model, registry, device=wanted.device, dtype=dtype, trust_remote_code=trust)
     asked = questions(examples, wanted.max_answers, tokenizer)
     metrics = wanted.metrics or (*LIKELIHOOD, *(("exact_match",) if asked.prompts else ()))
     samples: dict[str, Sample] = {}

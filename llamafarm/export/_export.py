@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from llamafarm.core.registry import Registry
-from llamafarm.core.trained import load_with_methods, methods_of
+from llamafarm.core.trained import load_trained, methods_of
 from llamafarm.errors import LlamaFarmError, Problem, error_for
 from llamafarm.export import _merge, _probe, _reload
 from llamafarm.export._compare import adapter_matters, equal_logits, same_tokens, tokenizer_checks
@@ -128,7 +128,7 @@ def _reference(work: _Work) -> tuple[Any, Any, Sequence[Any], _Reference]:
     """Load the trained model, and ask it."""
     folder = work.located.folder
     work.say("loading the trained model")
-    loaded = load_with_methods(
+    loaded = load_trained(
         work.request.model, work.registry, device=work.request.device, dtype=torch.float32, unpacked=True
     )
     prompts = prompts_for(folder, work.registry)

@@ -109,7 +109,7 @@ def test_a_stack_is_saved_loaded_and_answers_with_and_without_a_cache(method, tr
     folder = trained(method, save_total_limit=5)
     answers = []
     for name in (folder, folder / "checkpoint-4"):
-        model, tokenizer = load_trained(str(name), load_registry(), device="cpu", dtype=torch.float32)
+        model, tokenizer, _ = load_trained(str(name), load_registry(), device="cpu", dtype=torch.float32)
         (cached,) = generate(model, tokenizer, [PROMPT], Sampling(12))
         ids = list(tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True)["input_ids"])
         row = torch.tensor([ids])

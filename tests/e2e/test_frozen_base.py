@@ -160,9 +160,9 @@ def test_the_saved_adapter_is_measured_on_the_base_it_was_trained_on(wide):
     done = wide("lora", held_out=6, eval_strategy="epoch", **OPTIONS)
     assert base_dtype_of(str(done.folder)) == "bfloat16"
     registry = load_registry()
-    as_trained, _ = load_trained(str(done.folder), registry, device="cpu")
+    as_trained, *_ = load_trained(str(done.folder), registry, device="cpu")
     assert {p.dtype for n, p in as_trained.named_parameters() if "lora_" not in n} == {torch.bfloat16}
-    whole, _ = load_trained(str(done.folder), registry, device="cpu", dtype=torch.float32, unpacked=True)
+    whole, *_ = load_trained(str(done.folder), registry, device="cpu", dtype=torch.float32, unpacked=True)
     base = AutoModelForCausalLM.from_pretrained(done.model, dtype=torch.float32)
     kept = {
         name.replace(".base_layer", "").removeprefix("base_model.model."): p for name, p in whole.named_parameters()

@@ -48,7 +48,7 @@ def test_what_is_trained_is_what_is_loaded(tiny_model_dir, tmp_path, brings, tra
     for folder in folders:
         content = json.loads((folder / "bos_zero_config.json").read_text())
         assert (content["bos_scaling_factor"], content["bos_token_id"]) == (0.25, 0)
-        model, _ = load_trained(str(folder), load_registry(), device="cpu", dtype=torch.float32)
+        model, *_ = load_trained(str(folder), load_registry(), device="cpu", dtype=torch.float32)
         scaler = scaler_of(model)
         assert scaler is not None
         assert (scaler.factor, scaler.token, first_token(model)) == (0.25, 0, 0)
@@ -75,7 +75,7 @@ def test_the_loss_of_the_loaded_model_is_that_of_the_run(tiny_model_dir, tmp_pat
         "training": {"max_steps": 6, "learning_rate": 1e-2, "eval_strategy": "epoch"},
     }
     run(tmp_path, {"fine_tuner": {"type": "pytorch", "config": config}})
-    model, tokenizer = load_trained(str(tmp_path / "output"), load_registry(), device="cpu", dtype=torch.float32)
+    model, tokenizer, _ = load_trained(str(tmp_path / "output"), load_registry(), device="cpu", dtype=torch.float32)
     examples = [
         Example(RowRef("x", i), (Message("user", row["instruction"]), Message("assistant", row["output"])))
         for i, row in enumerate(make_fields(6))

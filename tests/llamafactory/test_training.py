@@ -42,7 +42,7 @@ def losses(finished):
 def answer(folder):
     from llamafarm.models._generate import Sampling, generate
 
-    model, tokenizer = load_trained(str(folder), load_registry(), device="cpu")
+    model, tokenizer, _ = load_trained(str(folder), load_registry(), device="cpu")
     chat = [{"role": "user", "content": "Turn on the lamp."}]
     return generate(model, tokenizer, [chat], Sampling(max_new_tokens=4))[0]
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingConfig, TrainingResult
 from llamafarm.data.questions import questions
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
-from llamafarm.models.checkpoint import CHECKPOINT_FILE, write_manifest
 from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch._answers import exact_match
-from llamafarm_tuners.pytorch._checkpoints import BEST, Found, newest, recover
+from llamafarm_tuners.pytorch._checkpoints import Found, newest, recover
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._frozen import base_model, begun_with
 from llamafarm_tuners.pytorch._heartbeat import heartbeat
+from llamafarm_tuners.pytorch._job import Fit, Silent, accelerator_for
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._methods import Methods
 from llamafarm_tuners.pytorch._model import (
@@ -39,52 +35,24 @@ from llamafarm_tuners.pytorch._model import (
     vocabulary_for,
     warn_of_unlearned_tokens,
 )
+from llamafarm_tuners.pytorch._result import TRAINED, metrics_of, save, share
 from llamafarm_tuners.pytorch._stability import compiled, process_switches
 from llamafarm_tuners.pytorch._state import read_methods
-from llamafarm_tuners.pytorch._step import Work
-from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, replaced_folder, write_model
-from llamafarm_tuners.pytorch._train import Continuation, Course, train
+from llamafarm_tuners.pytorch._store import Trained
+from llamafarm_tuners.pytorch._train import Continuation, train
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.curriculum import difficulty
 from llamafarm_tuners.pytorch.fast._install import Paths, Wanted, fast_paths
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.guard.advice import advice
-from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.identity import identity
-from llamafarm_tuners.pytorch.journal import trainer_state, write_json
 from llamafarm_tuners.pytorch.kernels import unusable_liger
 from llamafarm_tuners.pytorch.packs import packed_rows
-from llamafarm_tuners.pytorch.precision import Autocast, DType, autocast
+from llamafarm_tuners.pytorch.precision import autocast
 from llamafarm_tuners.pytorch.schedule import plan_sizes
 from llamafarm_tuners.pytorch.sides import tokenized_sides
 from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
-
-
-@dataclass(slots=True)
-class Fit:
-    """A run in progress.
-
-    Attributes:
-        config: The fine-tuner's configuration.
-        plan: What was decided.
-        data: What is learned and what is held out.
-        run: Receives events; silent on all processes but one.
-        accelerator: Device, precision and processes.
-        results: Figures for eval_results.json that come from answering questions.
-        identity: What the result is made from.
-        kept: What the methods kept in the state that the run goes on from; None: the training begins.
-        begun: The format of the base in that state, where it was not asked for.
-    """
-
-    config: PytorchConfig
-    plan: RunPlan
-    data: PreparedData
-    run: RunContext
-    accelerator: Accelerator
-    results: dict[str, Any] = field(default_factory=dict)
-    identity: dict[str, Any] = field(default_factory=dict)
-    kept: Mapping[str, Any] | None = None
-    begun: DType | None = None
 
 
 def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
@@ -97,7 +65,7 @@ def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContex
     accelerator = accelerator_for(plan, autocast(config.training, plan))
     training = settle_batches(config.training, plan.given, accelerator.num_processes)
     config = config.model_copy(update={"training": training})
-    job = Fit(config, plan, data, run if accelerator.is_main_process else _Silent(run), accelerator)
+    job = Fit(config, plan, data, run if accelerator.is_main_process else Silent(run), accelerator)
     watched = heartbeat(accelerator, config.training.heartbeat_timeout, job.run)
     with watched, _memory_explained(plan), process_switches(config.training, plan):
         return _carry_out(job)
@@ -117,10 +85,10 @@ def _carry_out(job: Fit) -> TrainingResult:
             course = train(replace(work, paths=paths), job.run, Continuation(plan.resume, job.identity, found))
         parameters = count_parameters(work.trained.model)  # methods may have changed them
         _exact_match(job, "tuned", work.trained.model, work.trained)
-        metrics = _metrics(course, job.results)
+        metrics = metrics_of(course, job.results)
         if accelerator.is_main_process:
             job.run.emit("phase", name="saving")
-            _save(job, work.trained, course, metrics)
+            save(job, work.trained, course, metrics)
     finally:
         for method in plan.methods:
             method.finish(work.trained.model, job.run)
@@ -214,7 +182,7 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     names = " + ".join(method.name for method in plan.methods)
     counts = count_parameters(model)
     run.emit("model", trainable_parameters=counts[0], total_parameters=counts[1], base=trained.base_name, method=names)
-    facts = {"method": names, _TRAINED: _share(counts), "training rows": len(rows)}
+    facts = {"method": names, TRAINED: share(counts), "training rows": len(rows)}
     trained = replace(trained, model=model, facts=facts, methods=plan.methods)
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, methods, hard, tasks)
@@ -271,72 +239,6 @@ def _exact_match(job: Fit, which: str, model: Any, trained: Trained) -> None:
     job.run.emit("exact_match", model=which, exact_match=share, samples=len(asked.prompts))
 
 
-def _metrics(course: Course, results: dict[str, Any]) -> dict[str, float | int | str | None]:
-    total, seconds = course.report.total, course.report.elapsed
-    figures = {
-        "epoch": course.sizes.epoch(course.step),
-        "train_steps": course.step,
-        "train_loss": total.mean_loss,
-        "train_runtime": round(seconds, 3),
-        "train_tokens": int(total.tokens),
-        "train_tokens_per_second": round(total.tokens_per_second, 1),
-        "train_steps_per_second": round(course.step / seconds, 3),
-        "peak_memory_bytes": course.report.peak_memory(),
-    }
-    shares = {name: value for name, value in results.items() if name.startswith("exact_match")}
-    return {**figures, **course.metrics, **shares}
-
-
-def _save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) -> None:
-    """Write the result and its figures into the run directory; the trainer's log gets its last line."""
-    folder = job.plan.output_dir
-    measured = {f"{name.replace('_', ' ')}": f"{value:.4g}" for name, value in metrics.items() if name in _ON_THE_CARD}
-    counted = {_TRAINED: _share(count_parameters(trained.model))}
-    final = replace(trained, facts={**trained.facts, **counted, **measured})
-    with merged_into(folder) as temporary:
-        write_model(final, temporary)
-        train_results = {name: value for name, value in metrics.items() if not name.startswith(("eval_", "exact_"))}
-        write_json(temporary / "train_results.json", train_results)
-        if course.metrics or job.results:
-            evaluated = {"epoch": metrics["epoch"], **course.metrics, **job.results}
-            write_json(temporary / "eval_results.json", evaluated)
-        history = course.report.journal.history
-        state = trainer_state(course.step, course.sizes, job.config.training, course.best, history)
-        write_json(temporary / "trainer_state.json", state)
-        write_manifest(temporary, course.step, position={"step": course.step}, identity=job.identity)
-        files = [path.name for path in temporary.iterdir()]
-    if course.best.step is None:
-        _best_is_last(job, course.step, files)
-    course.report.finish(course.step)
-    if job.config.training.push_to_hub:
-        upload(folder, job.config.training)
-        job.run.emit("notice", message=f"uploaded to {job.config.training.hub_model_id}")
-
-
-_TRAINED = "trained parameters"
-_ON_THE_CARD = ("train_loss", "eval_loss", "eval_token_accuracy", "eval_perplexity", "exact_match_base", "exact_match")
-
-
-def _share(counts: tuple[int, int]) -> str:
-    return f"{counts[0]:,} of {counts[1]:,}"
-
-
-def _best_is_last(job: Fit, step: int, files: Sequence[str]) -> None:
-    """Without evaluation the best model known is the last one: `checkpoint-best` is a second name for its files."""
-    folder = job.plan.output_dir
-    with replaced_folder(folder / BEST) as temporary:
-        shared = [name for name in files if not name.endswith("_results.json") and name != CHECKPOINT_FILE]
-        link_files([folder / name for name in shared], temporary)
-        write_manifest(temporary, step, position={"step": step}, identity=job.identity)
-
-
-def accelerator_for(plan: RunPlan, mixed: Autocast) -> Accelerator:
-    # accelerate keeps its state per process; a second run in one process must not inherit the first one's precision
-    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # it offers no other way
-    buffers = DistributedDataParallelKwargs(broadcast_buffers=False)  # all make the same ones: no wait for each other
-    return Accelerator(cpu=plan.device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[buffers])
-
-
 @contextmanager
 def _memory_explained(plan: RunPlan) -> Iterator[None]:
     try:
@@ -350,33 +252,3 @@ def _memory_explained(plan: RunPlan) -> Iterator[None]:
             f"out of memory on {plan.device.name} ({str(error).splitlines()[0][:120] if str(error) else 'no details'})",
             hint=advice("out-of-memory"),
         ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Silent:
-    """The run as processes other than the main one see it."""
-
-    run: RunContext
-
-    @property
-    def run_id(self) -> str:
-        return self.run.run_id
-
-    @property
-    def output_dir(self) -> Path:
-        return self.run.output_dir
-
-    @property
-    def seed(self) -> int:
-        return self.run.seed
-
-    @property
-    def stop_requested(self) -> bool:
-        return self.run.stop_requested
-
-    def take_checkpoint_request(self) -> bool:
-        """The main process is asked."""
-        return False
-
-    def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the contract's word
-        """Say nothing: the main process does."""

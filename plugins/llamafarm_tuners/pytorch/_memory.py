@@ -143,7 +143,9 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def find_micro_batch(model: nn.Module, device: torch.device, rows: Sequence[int], compute: Compute) -> int | None:
+def find_micro_batch(
+    model: nn.Module, device: torch.device, rows: Sequence[int], compute: Compute, moments: int = 2
+) -> int | None:
     """Try how many rows a forward and backward pass takes, beside the optimizer's state that is still to come.
 
     Args:
@@ -152,6 +154,7 @@ def find_micro_batch(model: nn.Module, device: torch.device, rows: Sequence[int]
         rows: The longest rows, as many as a step has on this device, the longest first.
         compute: Loss and gradients of rows, after calling what is given besides; with several processes, where one has
             not enough memory, none has.
+        moments: Values of state for each trained one that the optimizer will keep on the device.
 
     Returns:
         The number of rows; None if not even one fits.
@@ -161,7 +164,7 @@ def find_micro_batch(model: nn.Module, device: torch.device, rows: Sequence[int]
     sizes = [*_halves(len(rows))]
     try:
         for size in sizes:
-            if _fits(model, device, rows[:size], compute):
+            if _fits(model, device, rows[:size], compute, moments):
                 return size
         return None
     finally:
@@ -172,13 +175,13 @@ def find_micro_batch(model: nn.Module, device: torch.device, rows: Sequence[int]
         free(device)
 
 
-def _fits(model: nn.Module, device: torch.device, rows: Sequence[int], compute: Compute) -> bool:
+def _fits(model: nn.Module, device: torch.device, rows: Sequence[int], compute: Compute, moments: int) -> bool:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reserved: list[torch.Tensor] = []
 
     def reserve() -> None:
-        # two moments for each trained weight: what AdamW will take, so that the first update does not fail
-        reserved.extend(torch.zeros_like(parameter) for parameter in trained for _ in range(2))
+        # what AdamW will take, so that the first update does not fail
+        reserved.extend(torch.zeros_like(parameter) for parameter in trained for _ in range(moments))
 
     try:
         compute(rows, reserve)

@@ -27,8 +27,10 @@ class _Away(NamedTuple):
 class ActivationsAway(saved_tensors_hooks):  # type: ignore[misc]  # torch does not type it
     """While it lasts, what the forward pass keeps for the backward pass is kept in main memory.
 
-    Weights stay where they are, and so do small tensors. The mathematics are the same to the last bit. TRL has the
-    same under the same name.
+    Weights stay where they are, and so do small tensors and those that repeat one value in many places. The mathematics
+    are the same to the last bit. TRL has the same under the same name.
+
+    One serves for all passes of a run. A weight that is given other memory later is copied like anything else.
 
     Attributes:
         bytes: How many were copied so far.
@@ -43,8 +45,9 @@ class ActivationsAway(saved_tensors_hooks):  # type: ignore[misc]  # torch does 
         super().__init__(self._pack, self._unpack)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Away:
-        size = tensor.nbytes
-        if size < self._smallest or tensor.untyped_storage().data_ptr() in self._weights:
+        size, storage = tensor.nbytes, tensor.untyped_storage()
+        repeated = size > storage.nbytes()  # its copy would be larger than itself
+        if size < self._smallest or repeated or storage.data_ptr() in self._weights:
             return tensor
         self.bytes += size
         copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)

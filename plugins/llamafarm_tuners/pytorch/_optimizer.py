@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from llamafarm.api import Method, TrainingConfig
-from llamafarm_tuners.pytorch.optim import effective
+from llamafarm_tuners.pytorch._host_optimizer import HostOptimizer
+from llamafarm_tuners.pytorch.optim import effective, offloaded
 
 _BITSANDBYTES = {
     "adamw_8bit": "AdamW8bit",
@@ -75,4 +77,7 @@ def build_optimizer(
 
         optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, _BITSANDBYTES[optim])(groups, **adam)
         return optimizer
-    return torch.optim.AdamW(groups, fused=optim == "adamw_torch_fused", **adam)
+    if offloaded(training, device):
+        return HostOptimizer(groups, partial(torch.optim.AdamW, fused=True, **adam))
+    # without a word torch takes its loop on a CPU, and on GPUs one kernel for many parameters
+    return torch.optim.AdamW(groups, fused=True if optim == "adamw_torch_fused" else None, **adam)

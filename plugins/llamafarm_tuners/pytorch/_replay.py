@@ -15,12 +15,14 @@ from llamafarm_tuners.pytorch._batches import Batch
 from llamafarm_tuners.pytorch._broken import put_weights, read_broken, read_kept
 from llamafarm_tuners.pytorch._diagnosis import look_into, plain
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
-from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, paths_of, prepare
+from llamafarm_tuners.pytorch._fit import paths_of, prepare
+from llamafarm_tuners.pytorch._job import Fit, accelerator_for
 from llamafarm_tuners.pytorch._memory import is_out_of_memory
 from llamafarm_tuners.pytorch._random import set_random_state
 from llamafarm_tuners.pytorch._remedies import apply_again
 from llamafarm_tuners.pytorch._stability import process_switches
-from llamafarm_tuners.pytorch._step import Stepper, Work
+from llamafarm_tuners.pytorch._step import Stepper
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.frozen import with_base
 from llamafarm_tuners.pytorch.global_batch import settle_batches
@@ -76,7 +78,7 @@ def _first_bad(work: Work, folder: Path, run: RunContext) -> str | None:
         message = f"the record is of another model: {odd[0]} is on one side only ({len(odd)} differ)"
         raise RunDirectoryError.of("LF-RUN-052", message, where=str(folder), hint="replay it with the run's own files")
     random, device = json.dumps(facts["random"]), work.accelerator.device
-    batches = [stepper.batch(rows) for rows in parts]
+    batches = [stepper.work.batch(rows) for rows in parts]
     set_random_state(random, device)
     loss = _loss(stepper, batches)
     if loss is not None and "loss" in facts:

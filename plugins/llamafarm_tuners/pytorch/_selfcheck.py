@@ -15,12 +15,13 @@ from llamafarm.errors import QualityError
 from llamafarm.models._load import quiet
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents
 from llamafarm_tuners.pytorch._evaluate import autocast
-from llamafarm_tuners.pytorch._fit import Fit, accelerator_for, prepare, ways
+from llamafarm_tuners.pytorch._fit import prepare, ways
 from llamafarm_tuners.pytorch._isolation import computes_exactly, without_dropout
+from llamafarm_tuners.pytorch._job import Fit, accelerator_for
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._stability import process_switches
-from llamafarm_tuners.pytorch._step import Work
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.fast._install import Paths, fast_paths
 from llamafarm_tuners.pytorch.precision import autocast as autocast_of

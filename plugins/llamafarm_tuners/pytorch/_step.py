@@ -7,20 +7,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 from transformers.optimization import get_scheduler
 
-from llamafarm.api import TrainingConfig
-from llamafarm.errors import HardwareError, ModelError
-from llamafarm.models.inner import transformers_model
-from llamafarm_tuners.pytorch._batches import Batch, TokenRow, masked
+from llamafarm.errors import HardwareError
+from llamafarm_tuners.pytorch._batches import Batch, TokenRow
 from llamafarm_tuners.pytorch._evaluate import (
     autocast,
     evaluate,
@@ -36,49 +31,16 @@ from llamafarm_tuners.pytorch._memory import (
     find_micro_batch,
     is_out_of_memory,
 )
-from llamafarm_tuners.pytorch._methods import Methods
-from llamafarm_tuners.pytorch._model import moved
 from llamafarm_tuners.pytorch._offload import ActivationsAway
 from llamafarm_tuners.pytorch._optimizer import build_optimizer
 from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
-from llamafarm_tuners.pytorch._store import Trained
-from llamafarm_tuners.pytorch.fast._install import Paths
+from llamafarm_tuners.pytorch._work import Work, placed
 from llamafarm_tuners.pytorch.guard import Figures, Guard
 from llamafarm_tuners.pytorch.guard.advice import advice
+from llamafarm_tuners.pytorch.optim import offloaded
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
 from llamafarm_tuners.pytorch.tasks import by_task
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is trained on what, and how.
-
-    Attributes:
-        trained: The model with its methods applied, on the CPU or (quantized) on its device.
-        rows: What is learned.
-        held_out: What is evaluated; may be empty.
-        training: Hyper-parameters.
-        accelerator: Device, precision and processes.
-        folder: The run directory.
-        methods: Those that were applied to the model, while it trains.
-        difficulty: A number for each row, if a curriculum orders them.
-        tasks: The task of each held-out row; may be empty.
-        paths: How batches are made and computed.
-        place: Where the example with an index stands: `file:line`.
-    """
-
-    trained: Trained
-    rows: Sequence[TokenRow]
-    held_out: Sequence[TokenRow]
-    training: TrainingConfig
-    accelerator: Accelerator
-    folder: Path
-    methods: Methods
-    difficulty: Sequence[float] | None = None
-    tasks: Sequence[str | None] = ()
-    paths: Paths = field(default_factory=Paths)
-    place: Callable[[int], str] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +74,7 @@ class Stepper:
         self, work: Work, sizes: Sizes, emit: Callable[..., object], save_as: Callable[[str, int], None] = _not_saved
     ) -> None:
         self.work, self.sizes, self._save_as = work, sizes, save_as
-        self.model = _placed(work)
+        self.model = placed(work)
         self.optimizer = work.accelerator.prepare_optimizer(
             build_optimizer(work.trained.model, work.training, work.accelerator.device.type, work.trained.methods)
         )
@@ -130,6 +92,11 @@ class Stepper:
         self.micro = MicroBatch()
         self.attempt: Attempt | None = None
         self._emit = emit
+        away = training.activation_offloading and work.accelerator.device.type == "cuda"
+        self._away: AbstractContextManager[Any] = ActivationsAway(self.model) if away else nullcontext()
+        self._host = offloaded(training, work.accelerator.device.type)
+        if away or self._host:
+            emit("offload", activations=away, optimizer=self._host)
 
     def take(self, step: int, micro_steps: Sequence[Sequence[int]]) -> tuple[Tally, float, float]:
         """Take one step over the rows that this process has in each micro-step.
@@ -207,7 +174,7 @@ class Stepper:
         loss = torch.zeros((), device=accelerator.device)
         for batch in batches:
             with accelerator.no_sync(self.model):
-                with autocast(accelerator), self._away():
+                with autocast(accelerator), self._away:
                     there = batch.to(accelerator.device, pin=self.work.training.dataloader_pin_memory)
                     total, _ = token_losses(self.model, there, selective=paths.selective, head=paths.head)
                 penalty = self.work.methods.penalty() if batch is batches[-1] else None
@@ -215,18 +182,9 @@ class Stepper:
             loss += total.detach()
         return Gradient(loss, labels, sum(b.tokens for b in batches))
 
-    def _away(self) -> AbstractContextManager[Any]:
-        """Where activations are kept."""
-        offloaded = self.work.training.activation_offloading and self.work.accelerator.device.type == "cuda"
-        return ActivationsAway(self.model) if offloaded else nullcontext()
-
     def batches(self, micro_steps: Sequence[Sequence[int]]) -> list[Batch]:
         """A step's rows as tensors, in the parts that go through the model one after the other."""
-        return [self.batch([self.work.rows[row] for row in part]) for part in self.micro.parts(micro_steps)]
-
-    def batch(self, rows: Sequence[TokenRow]) -> Batch:
-        """Rows as tensors; without any, a row with nothing to learn."""
-        return _batch(self.work, rows)
+        return [self.work.batch([self.work.rows[row] for row in part]) for part in self.micro.parts(micro_steps)]
 
     def try_sizes(self, rows: Sequence[int]) -> None:
         """Find out how many of a step's rows the memory takes at a time, with the longest.
@@ -236,9 +194,11 @@ class Stepper:
         """
 
         def compute(chosen: Sequence[int], reserve: Callable[[], None]) -> None:
-            self.gradient([self.batch([self.work.rows[row] for row in chosen])], reserve)
+            self.gradient([self.work.batch([self.work.rows[row] for row in chosen])], reserve)
 
-        found = find_micro_batch(self.work.trained.model, self.work.accelerator.device, rows, compute)
+        found = find_micro_batch(
+            self.work.trained.model, self.work.accelerator.device, rows, compute, 0 if self._host else 2
+        )
         if found is None:
             longest = len(self.work.rows[rows[0]].input_ids)
             message = f"not even one row of {longest:,} tokens fits into the memory"
@@ -318,7 +278,7 @@ class Stepper:
                 paths=self.work.paths,
                 batch_size=self.micro.eval_rows(training.per_device_eval_batch_size or training.batch_size),
                 fewer=self._evaluates_fewer,
-                pad_token_id=_pad(self.work),
+                pad_token_id=self.work.pad_token_id,
                 more=training.compute_metrics,
             )
 
@@ -327,43 +287,3 @@ class Stepper:
         )
         self.guard.check_evaluation(metrics["eval_loss"])
         return metrics
-
-
-def _batch(work: Work, chosen: Sequence[TokenRow]) -> Batch:
-    multiple = 8 if work.accelerator.device.type == "cuda" else 1
-    if chosen:
-        return work.paths.batch(chosen, _pad(work), multiple)
-    # The last rows of an epoch may not suffice for all processes; one without any still has to take part in the sum.
-    return replace(work.paths.batch([masked(work.rows[0])], _pad(work), multiple), tokens=0)
-
-
-def _pad(work: Work) -> int:
-    return int(work.trained.tokenizer.pad_token_id or 0)
-
-
-def _placed(work: Work) -> nn.Module:
-    """The model on its device, wrapped if there are several processes."""
-    model, accelerator = work.trained.model, work.accelerator
-    if work.training.gradient_checkpointing:
-        if not getattr(model, "supports_gradient_checkpointing", True):
-            raise ModelError.of(
-                "LF-MODEL-024",
-                "this architecture has no gradient checkpointing",
-                hint="set training.gradient_checkpointing: false",
-            )
-        _recompute_activations(model)
-    model.train()
-    wrapped: Any = moved(model, accelerator.device)
-    if accelerator.num_processes > 1:
-        wrapped = accelerator.prepare_model(wrapped)
-    module: nn.Module = wrapped
-    return module
-
-
-def _recompute_activations(model: Any) -> None:
-    inner = transformers_model(model)
-    # transformers 5.20 renamed it, and warns of the old name
-    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    if inner is not model:
-        model.enable_input_require_grads()

@@ -29,7 +29,8 @@ from llamafarm_tuners.pytorch._state import (
     snapshot,
     understood,
 )
-from llamafarm_tuners.pytorch._step import Stepper, Work
+from llamafarm_tuners.pytorch._step import Stepper
+from llamafarm_tuners.pytorch._work import Work
 from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.guard import Offence
 from llamafarm_tuners.pytorch.identity import differences

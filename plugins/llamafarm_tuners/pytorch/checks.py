@@ -28,7 +28,7 @@ from llamafarm_tuners.pytorch.kernels import (
     unusable_kernel,
     unusable_liger,
 )
-from llamafarm_tuners.pytorch.optim import BITSANDBYTES, effective
+from llamafarm_tuners.pytorch.optim import BESIDE_MAIN_MEMORY, BITSANDBYTES, OFFLOADED, effective, offloaded
 from llamafarm_tuners.pytorch.packs import check_packing
 from llamafarm_tuners.pytorch.precision import autocast, base_format, computes, quantization, trains_parts
 from llamafarm_tuners.pytorch.schedule import happens
@@ -302,22 +302,32 @@ def _optimizer(config: PytorchConfig, plan: RunPlan) -> Findings:
         hint = "pip install 'llamafarm[qlora]', or use adamw_torch"
         yield Problem("LF-PLUGIN-023", f"{path}: {optim} needs bitsandbytes", plan.given.get(path, ""), hint)
     if training.use_cpu_offload:
-        path = "training.use_cpu_offload"
-        if device.type == "cuda":
-            reason = "moving optimizer state to main memory is not built in"
-            yield _drop(plan, "LF-TRAIN-009", path, reason, "use optim: paged_adamw_8bit, which pages it out")
-        else:
-            yield Decision(path, NO_EFFECT, f"with {device.type} the optimizer's state is in main memory anyway")
+        yield from _offloaded_optimizer(plan, training.optim, optim)
+
+
+def _offloaded_optimizer(plan: RunPlan, asked: str, optim: str) -> Findings:
+    path, device = "training.use_cpu_offload", plan.device.type
+    if device not in BESIDE_MAIN_MEMORY:
+        yield Decision(path, NO_EFFECT, f"with {device} the optimizer's state is in main memory anyway")
+    elif optim == "sgd":
+        yield Decision(path, NO_EFFECT, "sgd keeps no state")
+    elif optim not in OFFLOADED:
+        reason = f"optim: {asked} keeps its state in a way of its own"
+        reason += ", paged out by itself" if asked.startswith("paged") else ""
+        yield _drop(plan, "LF-TRAIN-160", path, reason, "use optim: adamw_torch, or leave use_cpu_offload out")
 
 
 def _growing(config: PytorchConfig, plan: RunPlan) -> Findings:
     """Parameters that grow: each entry has moments of its own, which blocks of 8 bits and paged memory do not give."""
-    path = "training.optim"
+    path, offload = "training.optim", "training.use_cpu_offload"
     optim = effective(config.training.optim, plan.device.type)
-    for method in plan.methods:
-        if method.adapter().grows and optim in BITSANDBYTES:
+    for method in (method for method in plan.methods if method.adapter().grows):
+        if optim in BITSANDBYTES:
             message = f"{path}: {optim} keeps moments in blocks or pages, which do not grow as {method.name!r} does"
             yield Problem("LF-TRAIN-075", message, plan.given.get(path, ""), "use optim: adamw_torch, or one rank")
+        elif offloaded(config.training, plan.device.type):
+            reason = f"what is kept in main memory does not grow as {method.name!r} does"
+            yield Problem("LF-TRAIN-161", f"{offload}: {reason}", plan.given.get(offload, ""), "leave it out")
 
 
 def _evaluation(config: PytorchConfig, plan: RunPlan) -> Findings:

@@ -24,7 +24,7 @@ from llamafarm_tuners.pytorch.frozen import settled
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.kernels import attention
 from llamafarm_tuners.pytorch.onednn import computes, kernel_bytes
-from llamafarm_tuners.pytorch.optim import effective
+from llamafarm_tuners.pytorch.optim import effective, offloaded
 from llamafarm_tuners.pytorch.packs import capacity
 from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
 from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
@@ -97,6 +97,11 @@ class _Run:
         text = self.workload.model_config.get("text_config") or self.workload.model_config
         window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
         return int(window) if window else None
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the optimizer is in main memory, and the device has its own."""
+        return offloaded(self.config.training, self.plan.device.type)
 
     @property
     def fused(self) -> bool:
@@ -186,7 +191,7 @@ def _memory(run: _Run, micro_batches: int) -> Iterator[tuple[str, float]]:
     state = OPTIMIZER_BYTES[optim] * (
         width / 4.0 if optim.startswith("adamw_torch") else 1.0
     )  # kept as the weights are
-    yield "optimizer", state * run.found.parameters
+    yield "optimizer", 0.0 if run.offloaded else state * run.found.parameters
     yield "methods", 4.0 * adapters * sum(spec.kept for spec in run.specs)
     yield "activations", _activations(run)
     yield "logits", _logits(run)
@@ -301,6 +306,7 @@ def _path(run: _Run) -> str:
     dropout = "-dropout" if run.found.dropout else ""
     way = ("fused" if run.fused else "one-row") if run.in_one_row else "padded"
     again = "-checkpointing" if run.config.training.gradient_checkpointing else ""
+    again += "-offload" if run.offloaded else ""
     mixed = autocast(run.config.training, run.plan)
     return f"{bits}{kinds}{dropout} {way}{again} {int(run.width * 8)}bit {mixed}"
 
@@ -316,6 +322,9 @@ def _notes(run: _Run) -> Iterator[str]:
             else "base_model.torch_dtype: bfloat16 halves that, method qlora takes an eighth of it"
         )
         yield f"float32 weights of {parameters / 1e9:.1f} billion parameters are {size:.0f} GB: {way}"
+    if run.offloaded:
+        # two moments and a copy of the weights in float32
+        yield f"the optimizer takes {12.0 * run.found.parameters / 1e9:.1f} GB of main memory for each process"
     if run.plan.device.type == "cuda":
         yield "the figures for GPUs are derived from what the code keeps, and have not been measured on this kind yet"
 

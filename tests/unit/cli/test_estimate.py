@@ -53,6 +53,21 @@ def test_an_8b_model_on_gpus_of_several_sizes(cli, large):
     assert any("8.0 billion parameters are 32 GB" in note for note in full["notes"])
 
 
+def test_an_optimizer_in_main_memory_takes_none_of_a_gpu(cli, large):
+    names, offload = ["--model", large, "--method", "full"], "training.use_cpu_offload=true"
+    usual = estimated(cli, *names, "--gpu", "h200")
+    assert usual["fits"] is False
+    assert any(offload in change["sets"] for change in usual["changes"])
+    found = estimated(cli, *names, "--gpu", "h200", "--set", offload)
+    assert found["fits"] is True
+    assert "optimizer" not in found["memory_terms"]
+    assert usual["memory_bytes"] - found["memory_bytes"] == pytest.approx(8 * 8.03e9, rel=0.01)
+    # two moments and a copy of the weights, 4 bytes each
+    assert any("96.4 GB of main memory" in note for note in found["notes"])
+    beside = estimated(cli, *names, "--set", "hardware=cpu", "--set", offload)
+    assert beside["memory_terms"]["optimizer"] == pytest.approx(8 * 8.03e9, rel=0.01)
+
+
 def test_each_change_that_is_proposed_fits_by_the_same_estimate(cli, large):
     found = estimated(cli, "--model", large, "--gpu", "rtx-4090", "--batch-size", "16")
     assert found["fits"] is False

@@ -86,7 +86,7 @@ def test_baked_equals_hooked_and_plain_transformers_begins_rows_with_bos(name, b
     options = {"type": brings} if brings == "full" else METHOD[0]
     run = bos_run(name, [options, BOS])
     report = export(ExportRequest(str(run), "merged", tmp_path / "out"), registry)
-    hooked, trained = load_trained(str(run), registry, device="cpu", dtype=torch.float32)
+    hooked, trained, _ = load_trained(str(run), registry, device="cpu", dtype=torch.float32)
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
         AutoTokenizer.from_pretrained(tmp_path / "out"),
@@ -102,7 +102,7 @@ def test_baked_equals_hooked_and_plain_transformers_begins_rows_with_bos(name, b
     assert any(item.name == "rows begin with token 0 '<|bos|>'" and item.passed for item in report.checks)
     assert "has to begin with token 0 '<|bos|>'" in (tmp_path / "out" / "README.md").read_text()
     answers = [
-        generate(*load_trained(str(folder), registry, device="cpu", dtype=torch.float32), [PROMPT], Sampling(12))
+        generate(*load_trained(str(folder), registry, device="cpu", dtype=torch.float32)[:2], [PROMPT], Sampling(12))
         for folder in (run, tmp_path / "out")
     ]
     assert answers[0] == answers[1], "our own commands do not put a second BOS"
@@ -118,7 +118,7 @@ def test_a_model_that_says_bos_itself_is_compared_where_weights_can_do_as_traini
     told = next(note for note in report.notes if "weights cannot tell the beginning of a row" in note)
     assert f"at {report.figures['first_token_taken_inside']} of {report.figures['tokens_compared']} places" in told
     assert told in (tmp_path / "out" / "README.md").read_text()
-    hooked, _ = load_trained(str(eager_run), registry, device="cpu", dtype=torch.float32)
+    hooked, *_ = load_trained(str(eager_run), registry, device="cpu", dtype=torch.float32)
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     plain, inside = torch.tensor([[0, 9, 10, 11]]), torch.tensor([[0, 9, 0, 11]])
     with torch.inference_mode():
@@ -225,7 +225,7 @@ def test_an_adapter_says_who_puts_the_factor_back(bos_run, registry, tmp_path):
 def test_a_merge_takes_the_hooks_away(bos_run, registry):
     from llamafarm_methods._bos import scaler_of
 
-    model, _ = load_trained(str(bos_run()), registry, device="cpu", dtype=torch.float32)
+    model, *_ = load_trained(str(bos_run()), registry, device="cpu", dtype=torch.float32)
     from llamafarm.core.trained import methods_of
 
     assert scaler_of(_merge.merge(model, methods_of(str(bos_run()), registry))) is None

@@ -70,7 +70,7 @@ def test_qlora_is_merged_into_the_base_as_training_saw_it(quantization, base_of,
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     from llamafarm.core.trained import load_trained
 
-    adapted, tokenizer = load_trained(str(run), registry, device="cpu", dtype=torch.float32, unpacked=True)
+    adapted, tokenizer, _ = load_trained(str(run), registry, device="cpu", dtype=torch.float32, unpacked=True)
     ids = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert (logits(merged, ids) - logits(adapted, ids)).abs().max() < 1e-5
     # on the base as it is published the same adapter answers otherwise: the merge took the right one
@@ -106,7 +106,7 @@ def test_generate_answers_the_same_from_adapter_and_export(trained, registry, tm
     run = trained()
     export(ExportRequest(str(run), "merged", tmp_path / "out"), registry)
     answers = [
-        generate(*load_trained(str(folder), registry, device="cpu", dtype=torch.float32), [PROMPT])
+        generate(*load_trained(str(folder), registry, device="cpu", dtype=torch.float32)[:2], [PROMPT])
         for folder in (run, tmp_path / "out")
     ]
     assert answers[0] == answers[1]

@@ -82,4 +82,4 @@ def saved_and_loaded(model: Any, method: Method[Any], base: Path, folder: Path) 
     _, tokenizer = load_for_generation(str(base))
     write_model(Trained(model, tokenizer, str(base), "base", methods=(method,)), folder)
     torch.manual_seed(12345)
-    return load_trained(str(folder), load_registry(), device="cpu", dtype=torch.float32)[0]
+    return load_trained(str(folder), load_registry(), device="cpu", dtype=torch.float32).model

@@ -69,7 +69,8 @@ REFUSED_IF_GIVEN = [
     ("training.bf16", training(bf16=True), OLD_CUDA, "LF-TRAIN-004"),
     ("training.use_flash_attention", training(use_flash_attention=True), None, "LF-TRAIN-006"),
     ("base_model.attn_implementation", base(attn_implementation="flash_attention_2"), MPS, "LF-TRAIN-006"),
-    ("training.use_cpu_offload", training(use_cpu_offload=True), CUDA, "LF-TRAIN-009"),
+    ("training.use_cpu_offload", training(use_cpu_offload=True, optim="adamw_8bit"), CUDA, "LF-TRAIN-160"),
+    ("training.use_cpu_offload", training(use_cpu_offload=True, optim="paged_adamw_32bit"), CUDA, "LF-TRAIN-160"),
     ("training.use_liger_kernel", training(use_liger_kernel=True), None, "LF-TRAIN-120"),
     ("training.activation_offloading", training(activation_offloading=True), MPS, "LF-TRAIN-121"),
     (
@@ -175,6 +176,21 @@ def test_moments_in_blocks_do_not_grow(make, optim):
     assert findings(make(method=growing))[0] == {}
     compiled = findings(make(training(torch_compile=True), method=growing))[0]
     assert "LF-STRATEGY-053" in compiled
+
+
+def test_what_is_in_main_memory_does_not_grow(make):
+    growing, offload = Lora(Lora.Config(ranks=(4, 8))), training(use_cpu_offload=True)
+    assert "LF-TRAIN-161" in findings(make(offload, (), CUDA, method=growing))[0]
+    assert findings(make(offload, method=growing))[0] == {}, "on a CPU all is there"
+
+
+def test_an_optimizer_is_offloaded_where_it_has_a_state_and_there_is_another_memory(make):
+    path, offload = "training.use_cpu_offload", {"use_cpu_offload": True}
+    assert findings(make(training(**offload), (path,), CUDA)) == ({}, {})
+    assert findings(make(training(**offload, optim="adamw_torch_fused"), (path,), CUDA)) == ({}, {})
+    assert "no state" in findings(make(training(**offload, optim="sgd"), (path,), CUDA))[1][path].reason
+    for made in (make(training(**offload), (path,)), make(training(**offload), (path,), MPS)):
+        assert "main memory anyway" in findings(made)[1][path].reason
 
 
 @pytest.mark.parametrize(("optim", "used"), [("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch")])

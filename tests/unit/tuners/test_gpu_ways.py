@@ -72,6 +72,22 @@ def test_weights_and_small_tensors_stay_where_they_are():
     assert away.bytes == 0
 
 
+def test_what_repeats_its_values_is_not_written_out(model):
+    x, factor = torch.randn(1, 64, requires_grad=True), torch.randn(64)
+    away = ActivationsAway(model, smallest=0)
+    with away:
+        (x.exp() * factor.expand(512, 64)).sum().backward()
+    assert away.bytes == x.nbytes, "the result of exp; not the factor, 512 times as large as its memory"
+
+
+def test_one_serves_for_all_passes(model):
+    away = ActivationsAway(model, smallest=0)
+    first, sent = loss_and_gradients(model, away), away.bytes
+    second = loss_and_gradients(model, away)
+    assert away.bytes == 2 * sent
+    assert first[0] == second[0]
+
+
 def test_a_tensor_that_was_changed_while_it_was_away_does_not_matter():
     x = torch.randn(64, requires_grad=True)
     y = x * 1.0
