@@ -9,6 +9,9 @@
 #   make faults       the same for loss of power, a full disk, I/O errors, and recoveries that are killed
 #   make ranks        stop or kill one of two processes at random instants (Linux)
 #   make signals      200 signals at random instants
+#   make combinations resume 24 kinds of training at each of their checkpoints
+#   make mutants      break the modules that nothing may slip past, and see whether their tests notice
+#   make golden       compare the first losses of each preset with those that were written down
 #   make soak         faults at random instants for SOAK minutes (60)
 #
 #   PYTHON=/path/to/python3.12   another interpreter      PROMPT="…"   another question for the quickstart
@@ -19,7 +22,7 @@ PROMPT ?= Set the floor lamp in the kitchen to 40 percent
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: clean faults format fuzz install install-test kill-matrix lint quickstart ranks signals soak test test-llamafactory types
+.PHONY: clean combinations faults format fuzz golden install install-test kill-matrix lint mutants quickstart ranks signals soak test test-llamafactory types
 
 quickstart: install
 	$(BIN)/llamafarm train --strategy quickstart --overwrite
@@ -57,6 +60,15 @@ faults: install-test
 
 ranks: install-test
 	$(BIN)/python tests/reliability/ranks.py
+
+combinations: install-test
+	$(BIN)/python tests/reliability/combinations.py
+
+mutants: install-test
+	$(BIN)/python tests/reliability/mutants.py
+
+golden: install-test
+	$(BIN)/python tests/reliability/golden.py
 
 signals: install-test
 	$(BIN)/python tests/reliability/signals.py

@@ -522,8 +522,8 @@ class TrainingConfig(Config):
     dataloader_pin_memory: bool = Field(True, description="Pin host memory for copies to the GPU.")
     heartbeat_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         120,
-        description="With several processes: seconds without a sign of life of one after which the others end the run, "
-        "to be resumed; 0: they wait as long as PyTorch does.",
+        description="With several processes: seconds without a sign of life or progress of one after which the others "
+        "end the run, to be resumed; 0: they wait as long as PyTorch does.",
     )
     # stability
     guard: GuardConfig = Field(default_factory=GuardConfig, description="What watches over losses and gradients.")

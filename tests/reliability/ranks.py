@@ -31,6 +31,12 @@ from forked import Command, Forks
 LIMIT = 2.0
 """Seconds of silence that are suffered."""
 
+STILL = 6.0
+"""The same for a main thread that stands still: longer than a busy machine takes for a step."""
+
+PATIENT = ("--set", "training.heartbeat_timeout=120")
+"""For trainings that nothing happens to, on a machine that may be busy with something else for seconds."""
+
 IN_TIME = {signal.SIGSTOP: LIMIT + 5, signal.SIGKILL: 10.0}
 STRATEGY = {
     "name": "two",
@@ -84,7 +90,7 @@ class Pair:
         told |= {"LLAMAFARM_HOME": str(self._folder / ".home"), "NO_COLOR": "1", "WORLD_SIZE": "2"}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         told |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-        argv = ["train", "--resume", name] if resume else ["train", "-s", "strategy.yaml", "-o", name, *more]
+        argv = ["train", *(("--resume", name) if resume else ("-s", "strategy.yaml", "-o", name)), *more]
         both = []
         for rank in range(2):
             time.sleep(late * rank)
@@ -93,7 +99,7 @@ class Pair:
 
     def finish(self, name: str) -> tuple[int, str]:
         """Go on, or begin if nothing was written: the worse exit code, and what both said."""
-        both = self.start(name, resume=(self._folder / name / "llamafarm").is_dir())
+        both = self.start(name, PATIENT, resume=(self._folder / name / "llamafarm").is_dir())
         return max(abs(command.wait()) for command in both), "".join(command.said() for command in both)
 
     def strike(self, name: str, rank: int, number: signal.Signals, after: str, seconds: float = 0.0) -> Struck:
@@ -104,8 +110,12 @@ class Pair:
         begun = time.monotonic()
         if _lives(both[rank].pid):
             both[rank].send_signal(number)
+        return self._ended(both, begun, IN_TIME[number])
+
+    @staticmethod
+    def _ended(both: Sequence[Command], begun: float, seconds: float) -> Struck:
         # a process that is stopped after all its work harms nobody; a launcher ends it
-        while any(_lives(command.pid) for command in both) and time.monotonic() < begun + IN_TIME[number] + 5:
+        while any(_lives(command.pid) for command in both) and time.monotonic() < begun + seconds + 5:
             time.sleep(0.02)
         took = time.monotonic() - begun
         codes: list[int | None] = []
@@ -115,6 +125,19 @@ class Pair:
                 command.send_signal(signal.SIGKILL)
             codes.append(command.wait() if not left else command.wait() and None)
         return Struck((codes[0], codes[1]), took, "".join(command.said() for command in both))
+
+    def block(self, name: str) -> Struck:
+        """Start both, and let the first stand still for ever in its log after four steps, as if its disk did.
+
+        Its heartbeat goes on: only its main thread waits, in the system, for somebody to read from a pipe.
+        """
+        both = self.start(name, ("--set", f"training.heartbeat_timeout={STILL}"))
+        both[0].wait_for("step=4/12")
+        log = self._folder / name / "trainer_log.jsonl"
+        os.mkfifo(self._folder / "pipe")
+        begun = time.monotonic()
+        (self._folder / "pipe").replace(log)
+        return self._ended(both, begun, STILL + 5)
 
     def result(self, name: str) -> tuple[str, str, list[tuple[object, ...]]]:
         """What has to be the same: weights, best weights, log."""
@@ -174,7 +197,7 @@ def main() -> int:
         folder = Path(place)
         prepared(folder)
         pair = Pair(forks, folder)
-        both = pair.start("straight")
+        both = pair.start("straight", PATIENT)
         both[0].wait_for("loading model")
         begun = time.monotonic()
         codes = [command.wait() for command in both]

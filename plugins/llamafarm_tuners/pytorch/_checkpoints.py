@@ -18,6 +18,7 @@ from llamafarm.models.checkpoint import CHECKPOINT_FILE, damage, read_manifest, 
 from llamafarm_tuners.pytorch._state import OWN_FILES, STATE, TrainingState, write_state
 from llamafarm_tuners.pytorch._store import Trained, link_files, removed, replaced_folder, swept, write_model
 from llamafarm_tuners.pytorch.journal import write_json
+from llamafarm_tuners.pytorch.progress import PROGRESS
 
 BEST: Final = "checkpoint-best"
 _RECORD: Final = "trainer_state.json"
@@ -114,6 +115,7 @@ class Checkpoints:
             else:
                 write_model(self._trained, temporary)
             write_json(temporary / _RECORD, self._record(step))
+            PROGRESS.sign()
             if state is not None:
                 write_state(state, temporary)
 
@@ -121,6 +123,7 @@ class Checkpoints:
     def _staged(self, path: Path, step: int) -> Iterator[Path]:
         with replaced_folder(path) as temporary:
             yield temporary
+            PROGRESS.sign()
             position = {"step": step, "epoch": self._record(step).get("epoch")}
             write_manifest(temporary, step, position=position, identity=self._identity)
 

@@ -16,6 +16,7 @@ from llamafarm_tuners.pytorch._batches import TokenRow
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._memory import free, is_out_of_memory
 from llamafarm_tuners.pytorch.fast._install import Paths
+from llamafarm_tuners.pytorch.progress import PROGRESS
 
 _MESSAGE = 6_000_000
 """Numbers of gradients that processes add up at a time."""
@@ -44,6 +45,7 @@ def evaluate(
     model.eval()
     with torch.inference_mode():
         while mine:
+            PROGRESS.sign()
             chosen = [rows[row] for row in mine[:batch_size]]
             try:
                 batch = paths.batch(chosen, pad_token_id).to(accelerator.device)
@@ -94,7 +96,9 @@ def mean_over_processes(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _mean_of(gradients: list[torch.Tensor], accelerator: Accelerator) -> None:
-    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    with PROGRESS.elsewhere():
+        flat = accelerator.reduce(together, "mean")
     for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
@@ -104,8 +108,15 @@ def sum_over_processes(values: torch.Tensor, accelerator: Accelerator) -> torch.
     if accelerator.num_processes == 1:
         return values
     precise = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    total: torch.Tensor = accelerator.reduce(values.to(accelerator.device, precise), "sum").cpu()
+    with PROGRESS.elsewhere():
+        total: torch.Tensor = accelerator.reduce(values.to(accelerator.device, precise), "sum").cpu()
     return total
+
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Wait until all processes are here."""
+    with PROGRESS.elsewhere():
+        accelerator.wait_for_everyone()
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:

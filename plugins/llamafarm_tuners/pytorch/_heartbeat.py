@@ -3,7 +3,8 @@
 Without them the others wait in a collective operation for as long as PyTorch does: half an hour. A thread in each
 process sends a byte now and then, to the first process and from it; it goes on while the process computes, evaluates or
 saves, and stops with the process: when that is stopped (SIGSTOP), or its machine hangs. Where a process dies, the
-system closes its connection, which is seen at once.
+system closes its connection, which is seen at once. Where only the main thread stands still, in a disk that does not
+answer for example, the thread sees that it makes no progress, and gives its own process up.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from accelerate import Accelerator
 from llamafarm.api import RunContext
 from llamafarm.errors import ExitCode, LlamaFarmError, Stopped
 from llamafarm_tuners.pytorch.processes import Process, this_process
+from llamafarm_tuners.pytorch.progress import PROGRESS
 
 GRACE: Final = 3.0
 """Seconds that the main thread has to end the run in order, once the exchange that it waits in has failed."""
@@ -43,10 +45,12 @@ class Lost:
     Attributes:
         rank: Its number.
         seconds: How long it has been silent; None: it is gone.
+        doing: What its main thread stands still in, if the process itself says so.
     """
 
     rank: int
     seconds: float | None
+    doing: str = ""
 
     def told(self, processes: Sequence[Process]) -> str:
         """The line for the user."""
@@ -54,6 +58,8 @@ class Lost:
         if self.seconds is None:
             return f"{who} has died [LF-RUN-071]"
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - self.seconds))
+        if self.doing:
+            return f"{who} has stood still in {self.doing} for {self.seconds:.1f} s, since {since} [LF-RUN-110]"
         return f"{who} has shown no sign of life for {self.seconds:.1f} s, since {since} [LF-RUN-070]"
 
 
@@ -172,6 +178,7 @@ class _Watch(threading.Thread):
         self._rest = dict.fromkeys(friends, b"")
         self._tick = min(1.0, limit / 8)
         self._lived = 0.0  # seconds, without those in which this process itself stood still
+        self._seen, self._moved = PROGRESS.now, 0.0
         self._closing, self._decided = threading.Event(), threading.Event()
         self._woken, self._wake = socket.socketpair()
         self._lost: Lost | None = None
@@ -209,7 +216,7 @@ class _Watch(threading.Thread):
             now = time.monotonic()
             self._lived += min(now - last, 2 * self._tick)
             last = now
-            lost = self._lost or self._silent()
+            lost = self._lost or self._silent() or self._still()
             if lost is not None and not self._closing.is_set():
                 self._end(lost)
                 return
@@ -224,13 +231,26 @@ class _Watch(threading.Thread):
                 return Lost(rank, self._lived - heard)
         return None
 
+    def _still(self) -> Lost | None:
+        """This process, if its own main thread has made no progress for too long."""
+        if self._seen != (now := PROGRESS.now):
+            self._seen, self._moved = now, self._lived
+        doing, seconds = now[1], self._lived - self._moved
+        if doing and seconds > PROGRESS.allowed(doing, self._limit):
+            return Lost(self._rank, seconds, doing)
+        return None
+
     def _end(self, lost: Lost) -> None:
-        """End the run. What the main thread waits for fails when the silent process is killed."""
+        """End the run. What the main thread waits for fails when the silent process is killed.
+
+        One that stands still itself waits to be killed by the others, on its own machine; else it ends like them.
+        """
         self._lost = lost
         seconds = -1 if lost.seconds is None else lost.seconds
-        self._send(b"%s %d %.3f" % (_LOST, lost.rank, seconds))
+        self._send(b"%s %d %.3f %s" % (_LOST, lost.rank, seconds, lost.doing.encode()))
         self._decided.set()
-        self._processes[lost.rank].kill()
+        if lost.rank != self._rank:
+            self._processes[lost.rank].kill()
         if not self._closing.wait(GRACE):
             if self._speaks(lost):
                 command = f"llamafarm train --resume {shlex.quote(str(self._folder))}"
@@ -274,7 +294,8 @@ class _Watch(threading.Thread):
                 break
             if word == _LOST and int(more[0]) != self._rank:
                 seconds = float(more[1])
-                self._lost = self._lost or Lost(int(more[0]), None if seconds < 0 else seconds)
+                doing = b" ".join(more[2:]).decode(errors="replace")
+                self._lost = self._lost or Lost(int(more[0]), None if seconds < 0 else seconds, doing)
 
     def _forget(self, rank: int) -> None:
         self._friends.pop(rank).close()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from llamafarm_tuners.pytorch.progress import PROGRESS
+
 _LARGEST = 65_536
 """Bytes that one process' state may take; python's and numpy's are some 7,000 each, torch's 10,000."""
 
@@ -42,7 +44,8 @@ def random_states(accelerator: Accelerator) -> tuple[str, ...]:
     assert len(data) <= _LARGEST
     padded = torch.zeros(1, _LARGEST, dtype=torch.uint8)
     padded[0, : len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    gathered: torch.Tensor = accelerator.gather(padded.to(accelerator.device)).cpu()
+    with PROGRESS.elsewhere():
+        gathered: torch.Tensor = accelerator.gather(padded.to(accelerator.device)).cpu()
     return tuple(bytes(row.tolist()).rstrip(b"\0").decode() for row in gathered)
 
 

@@ -14,6 +14,7 @@ from llamafarm_tuners.pytorch._store import Trained, link_files, merged_into, re
 from llamafarm_tuners.pytorch._train import Course
 from llamafarm_tuners.pytorch.hub import upload
 from llamafarm_tuners.pytorch.journal import trainer_state, write_json
+from llamafarm_tuners.pytorch.progress import PROGRESS
 
 TRAINED = "trained parameters"
 """A fact of a model's card."""
@@ -43,7 +44,7 @@ def save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) ->
     measured = {f"{name.replace('_', ' ')}": f"{value:.4g}" for name, value in metrics.items() if name in _ON_THE_CARD}
     counted = {TRAINED: share(count_parameters(trained.model))}
     final = replace(trained, facts={**trained.facts, **counted, **measured})
-    with merged_into(folder) as temporary:
+    with PROGRESS.elsewhere("writing the result"), merged_into(folder) as temporary:
         write_model(final, temporary)
         train_results = {name: value for name, value in metrics.items() if not name.startswith(("eval_", "exact_"))}
         write_json(temporary / "train_results.json", train_results)
@@ -53,6 +54,7 @@ def save(job: Fit, trained: Trained, course: Course, metrics: dict[str, Any]) ->
         history = course.report.journal.history
         state = trainer_state(course.step, course.sizes, job.config.training, course.best, history)
         write_json(temporary / "trainer_state.json", state)
+        PROGRESS.sign()
         write_manifest(temporary, course.step, position={"step": course.step}, identity=job.identity)
         files = [path.name for path in temporary.iterdir()]
     if course.best.step is None:

@@ -39,6 +39,7 @@ from llamafarm_tuners.pytorch._work import Work, placed
 from llamafarm_tuners.pytorch.guard import Figures, Guard
 from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.optim import offloaded
+from llamafarm_tuners.pytorch.progress import PROGRESS
 from llamafarm_tuners.pytorch.schedule import Sizes, warmup_steps
 from llamafarm_tuners.pytorch.tasks import by_task
 
@@ -173,6 +174,7 @@ class Stepper:
         scale = accelerator.num_processes / max(labels, 1.0)
         loss = torch.zeros((), device=accelerator.device)
         for batch in batches:
+            PROGRESS.sign()
             with accelerator.no_sync(self.model):
                 with autocast(accelerator), self._away:
                     there = batch.to(accelerator.device, pin=self.work.training.dataloader_pin_memory)

@@ -16,7 +16,7 @@ from llamafarm.models.checkpoint import read_manifest
 from llamafarm_tuners.pytorch._batches import epoch_order, micro_batches, steps_of
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, Found, restore_weights
 from llamafarm_tuners.pytorch._diagnosis import keep_broken
-from llamafarm_tuners.pytorch._evaluate import sum_over_processes
+from llamafarm_tuners.pytorch._evaluate import sum_over_processes, wait_for_all
 from llamafarm_tuners.pytorch._recovery import Recovery
 from llamafarm_tuners.pytorch._report import Report
 from llamafarm_tuners.pytorch._state import (
@@ -35,6 +35,7 @@ from llamafarm_tuners.pytorch.best import BestSoFar
 from llamafarm_tuners.pytorch.guard import Offence
 from llamafarm_tuners.pytorch.identity import differences
 from llamafarm_tuners.pytorch.journal import trainer_state
+from llamafarm_tuners.pytorch.progress import PROGRESS
 from llamafarm_tuners.pytorch.schedule import Sizes, plan_sizes, rhythm
 
 
@@ -93,12 +94,15 @@ def train(work: Work, run: RunContext, continuation: Continuation | None = None)
     while (upcoming := next(remaining, None)) is not None:
         step, micro_steps = upcoming
         try:
-            course.take(step, micro_steps)
+            with PROGRESS.elsewhere("a step"):
+                course.take(step, micro_steps)
         except Offence as offence:
             step = course.back(offence, micro_steps)
             remaining = _steps(work, course.sizes, step)
             continue
-        if course.keep(step):
+        with PROGRESS.elsewhere("a step"):
+            stop = course.keep(step)
+        if stop:
             raise KeyboardInterrupt
         if course.best.exhausted:
             run.emit("notice", message=course.best.farewell(step, course.sizes.steps))
@@ -171,7 +175,7 @@ class _Training:
             restore(self.engine, state)
         if self.report.active:
             self.checkpoints.require_best(self.best.step, self._warn)
-        self.work.accelerator.wait_for_everyone()
+        wait_for_all(self.work.accelerator)
         self.run.emit("resumed", step=state.step, exact=not reasons, reasons=reasons)
         message = f"resumed from checkpoint-{state.step}, step {state.step} of {self.sizes.steps}"
         if reasons:
@@ -228,7 +232,8 @@ class _Training:
         self.run.emit("notice", message=f"step {offence.step} is kept in {folder.name}{where}")
 
     def _evaluate(self, step: int) -> None:
-        metrics = self.stepper.evaluate()
+        with PROGRESS.elsewhere("evaluation"):
+            metrics = self.stepper.evaluate()
         improved = self.best.update(step, metrics)
         self.report.evaluated(step, metrics)
         if improved:
@@ -244,7 +249,7 @@ class _Training:
             self.recovery.keep(self.engine, step, checkpoint=True)
             state = snapshot(self.engine, step, copy=False)
             self._written(step, lambda: self._saved(step, state), best=step == self.best.step)
-            self.work.accelerator.wait_for_everyone()
+            wait_for_all(self.work.accelerator)
         else:
             self.recovery.keep(self.engine, step)
         return stop
@@ -272,7 +277,8 @@ class _Training:
         if not self.report.active:
             return
         try:
-            path = write()
+            with PROGRESS.elsewhere("writing a checkpoint"):
+                path = write()
         except DiskError as error:
             self.report.survived(f"step {step}: the checkpoint is lost", str(error.problems[0].message))
         else:

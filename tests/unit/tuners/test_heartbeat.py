@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -29,6 +30,24 @@ print("started", flush=True)
 time.sleep(60)  # as in a step that waits for no other process
 """
 
+BLOCKED = """
+import os, socket, sys, time
+from pathlib import Path
+from llamafarm_tuners.pytorch._heartbeat import _Watch
+from llamafarm_tuners.pytorch.processes import Process, this_process
+from llamafarm_tuners.pytorch.progress import PROGRESS
+
+friend = socket.socket(fileno=int(sys.argv[1]))
+watch = _Watch(1, [Process(0, 4711, 0), this_process()], {0: friend}, 0.4, Path("run"))
+PROGRESS.at("a step")
+watch.start()
+print("started", flush=True)
+for _ in range(8):
+    time.sleep(0.2)
+    PROGRESS.at("a step")
+os.read(0, 1)  # the main thread stands still in the system; the heartbeat does not
+"""
+
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is found in /proc")
 
 
@@ -44,6 +63,71 @@ def _busy(ours, theirs) -> tuple[subprocess.Popen[str], float]:
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     return process, time.monotonic()
+
+
+def test_a_process_whose_main_thread_stands_still_gives_itself_up_and_nobody_else():
+    ours, theirs = socket.socketpair()
+    with ours:
+        process = subprocess.Popen(
+            [sys.executable, "-c", BLOCKED, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        theirs.close()
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        begun, heard, told = time.monotonic(), b"", None
+        ours.settimeout(0.05)
+        while process.poll() is None and time.monotonic() < begun + 30:
+            with contextlib.suppress(OSError):
+                heard += ours.recv(100)
+                ours.send(b".\n")
+            if told is None and b"lost 1 " in heard:
+                told = time.monotonic() - begun
+        with process:
+            process.wait(10)
+    assert told is not None
+    # steps of 0.2 s were seen for 1.6 s: ten times that is suffered, less what a busy machine adds to a step
+    assert told >= 1.6 + 2.0
+    assert process.returncode == 75
+    assert heard.rpartition(b"lost 1 ")[2].split()[1:] == [b"a", b"step"]
+
+
+def test_what_takes_longer_than_ever_is_suffered_for_a_while():
+    from llamafarm_tuners.pytorch.progress import TIMES, UNKNOWN, Progress
+
+    progress = Progress()
+    assert progress.now[1] == ""
+    assert progress.allowed("a step", 2) == UNKNOWN, "nobody knows how long the first one takes"
+    assert progress.allowed("a step", 120) == TIMES * 120
+    progress.at("a step")
+    time.sleep(0.05)
+    before = progress.now
+    with progress.elsewhere():
+        assert progress.now[1] == "", "who waits for others is not the one that stands still"
+        time.sleep(0.2)
+    assert progress.now > before
+    longest = progress.longest("a step")
+    assert longest is not None
+    assert 0.05 <= longest < 0.2, "without what it waited for others"
+    assert progress.allowed("a step", 0.1) == TIMES * longest
+    assert progress.allowed("a step", 60) == 60
+    with pytest.raises(BrokenPipeError), progress.elsewhere("writing a checkpoint"):
+        raise BrokenPipeError
+    assert progress.now[1] == "a step"
+    progress.rest()
+    assert progress.now[1] == ""
+
+
+def test_the_others_hear_in_what_it_stands_still():
+    from llamafarm_tuners.pytorch._heartbeat import Lost
+
+    processes = [Process(0, 17, 0), Process(0, 18, 0)]
+    told = Lost(1, 2.04, "writing a checkpoint").told(processes)
+    assert told.startswith("process 1 of 2 (pid 18) has stood still in writing a checkpoint for 2.0 s, since ")
+    assert told.endswith("[LF-RUN-110]")
 
 
 @pytest.mark.parametrize("dies", [True, False])
