@@ -62,3 +62,8 @@ class Costs:
     def peak(self) -> float:
         """Bytes of all terms."""
         return sum(self.memory.values())
+
+    @property
+    def fixed(self) -> float:
+        """Bytes of the term `process`, which every run on the device has."""
+        return self.memory.get("process", 0.0)

@@ -46,6 +46,10 @@ def doctor(
     strategy: Annotated[
         str | None, typer.Argument(metavar="[STRATEGY]", help="Also train it for a few steps, in a temporary folder.")
     ] = None,
+    strategy_option: Annotated[
+        str | None,
+        typer.Option("--strategy", "-s", "--strategy-file", "--config", "-c", help="The same as STRATEGY."),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps to try; 10, or 100 to overfit.")] = None,
     overfit: Annotated[
         bool, typer.Option("--overfit", help="Learn 8 rows by heart: the loss must come near 0.")
@@ -62,8 +66,12 @@ def doctor(
     from llamafarm.core.registry import load_registry
 
     session = session_of(context)
+    if strategy and strategy_option and strategy != strategy_option:
+        raise UsageError.of("LF-USAGE-004", f"{strategy} and {strategy_option} are two strategies", hint="name one")
+    strategy = strategy or strategy_option
     if strategy is None and (steps or overfit or sets):
-        raise UsageError.of("LF-USAGE-006", "no strategy is named to try", where=context.command_path)
+        hint = "give STRATEGY, a name or a file"
+        raise UsageError.of("LF-USAGE-006", "no strategy is named to try", where=context.command_path, hint=hint)
     registry = load_registry()
     found = examine(registry)
     if not as_json:

@@ -32,10 +32,13 @@ def replay_step(
     if as_json:
         session.result_json(
             {"step": step, "reproduced": found.now is not None, "first_bad": found.now, "before": found.before,
-             "why": found.why, "rows": rows}
+             "loss": found.loss, "loss_before": found.loss_before, "why": found.why, "rows": rows}
         )  # fmt: skip
     elif found.now is None:
         session.result(f"step {step} is finite now; it broke because {found.why}")
+        if found.loss is not None:
+            was = "as it was" if found.loss == found.loss_before else f"it was {found.loss_before}"
+            session.result(f"its loss over all targets is {found.loss}; {was}")
     if found.now is not None:
         message = f"step {step} breaks again: the first value that is not finite is {found.now} (it broke: {found.why})"
         hint = f"its rows: {', '.join(rows[:8])}{' …' if len(rows) > 8 else ''}"

@@ -18,7 +18,7 @@ from llamafarm.core.request import Request
 from llamafarm.core.workload import workload_of
 from llamafarm.errors import LlamaFarmError, UsageError
 from llamafarm.estimate.arithmetic import MULTIPLES_OF_PEAK
-from llamafarm.estimate.calibration import Calibration, Key, Record, calibrate, remember
+from llamafarm.estimate.calibration import Calibration, Key, Record, Size, calibrate, remember
 from llamafarm.estimate.gpus import of_device
 
 _MARGINS: Mapping[str, float] = {"cpu": 0.15, "cuda": 0.25}
@@ -27,6 +27,8 @@ _CALIBRATED = 0.1
 """How far an estimate may be off, as a share: from the formula alone, and after runs like it."""
 _CPU_RATES = ((10e9, 45e9), (15e9, 90e9))
 """Operations a second that training reaches on one core without and with AVX-512."""
+_STEP_SECONDS = (0.01, 0.05)
+"""What a step takes on a GPU however little there is to compute: Python, and starting its kernels."""
 _LARGEST_BATCH = 1024
 _MEMINFO = Path("/proc/meminfo")
 _STATM = Path("/proc/self/statm")
@@ -67,7 +69,9 @@ class Estimate:
         costs = planned.tuner.estimate(planned.plan, workload)
         if costs is None:
             return None
-        found = calibrate(Key(device.name, planned.tuner.name, costs.path), costs.peak)
+        found = calibrate(
+            Key(device.name, planned.tuner.name, costs.path), Size(costs.parameters, costs.peak, costs.fixed)
+        )
         return cls(costs, device, planned.tuner.name, available, found, _rate(device, found), (*notes, *costs.notes))
 
     @property
@@ -98,7 +102,14 @@ class Estimate:
     @property
     def seconds(self) -> tuple[float, float] | None:
         """Of training, least and most."""
-        return (self.costs.flops / self.rate[1], self.costs.flops / self.rate[0]) if self.rate else None
+        if self.rate is None:
+            return None
+        more = (0.0, 0.0) if self.device.type == "cpu" or self.calibration.rate else _STEP_SECONDS
+        low, high = (
+            self.costs.flops / rate + self.costs.steps * each
+            for rate, each in zip(reversed(self.rate), more, strict=True)
+        )
+        return low, high
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for the manifest and `--json`."""
@@ -353,7 +364,9 @@ def compare(expected: Estimate, metrics: Mapping[str, Any]) -> None:
                 device=expected.device.name,
                 tuner=expected.tuner,
                 path=costs.path,
+                parameters=costs.parameters,
                 estimated=costs.peak,
+                fixed=costs.fixed,
                 shown=expected.peak,
                 measured=float(measured),
                 flops=costs.flops * steps / max(1, costs.steps),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from llamafarm.api.values import RunContext
 from llamafarm.core.load import load
 from llamafarm.core.plan import make_plan
 from llamafarm.core.record import OWN
@@ -31,6 +30,8 @@ class Replay:
         examples: Where its rows stand, for each part that went through the model.
         before: The first value that was not finite then; None if none was found.
         now: The first one now; None if all are finite.
+        loss: The step's loss now, summed over its targets; None where the fine-tuner does not tell.
+        loss_before: What it was then.
     """
 
     step: int
@@ -38,16 +39,17 @@ class Replay:
     examples: list[list[str]]
     before: str | None
     now: str | None
+    loss: float | str | None = None
+    loss_before: float | str | None = None
 
 
-def replay_step(target: str, step: int, registry: Registry, run: RunContext | None = None) -> Replay:
+def replay_step(target: str, step: int, registry: Registry) -> Replay:
     """Take a recorded step again. Writes nothing.
 
     Args:
         target: The run's directory, or `last`.
         step: The step.
         registry: Components.
-        run: Is told what is loaded.
 
     Raises:
         RunDirectoryError: If the run has no such record, or it cannot be read.
@@ -65,8 +67,10 @@ def replay_step(target: str, step: int, registry: Registry, run: RunContext | No
         notice=lambda _: None,
         difficulty=curriculum.column if curriculum else None,
     )
-    now = planned.tuner.replay_step(planned.plan, data, run or _Unheard(found.folder), folder)
-    return Replay(step, str(facts["why"]), facts["examples"], facts["first_bad"], now)
+    run = _Listening(found.folder)
+    now = planned.tuner.replay_step(planned.plan, data, run, folder)
+    losses = run.replayed.get("loss"), run.replayed.get("before")
+    return Replay(step, str(facts["why"]), facts["examples"], facts["first_bad"], now, *losses)
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -86,17 +90,20 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unheard:
-    """A run that nobody listens to."""
+class _Listening:
+    """A run of which only the losses are heard."""
 
     output_dir: Path
     run_id: str = "replay"
     seed: int = 0
     stop_requested: bool = False
+    replayed: dict[str, Any] = field(default_factory=dict)
 
     def take_checkpoint_request(self) -> bool:
         """Nobody asks."""
         return False
 
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the contract's word
-        """Say nothing."""
+        """Note the losses."""
+        if type == "replayed":
+            self.replayed.update(fields)

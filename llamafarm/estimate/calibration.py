@@ -1,13 +1,24 @@
 """What earlier runs measured beside their estimates, kept in a file of the user's, and what follows for the next one.
 
-One line of JSON a run. A run counts for an estimate when device, fine-tuner and path are the same, and its estimate
-was between a quarter and four times as large: where the process itself takes most of the memory, nothing is learned
-about large models. `LLAMAFARM_CALIBRATION=off` neither reads nor writes. Nothing here ever fails a run.
+One line of JSON a run. Runs of one key have the same errors of estimation, if they are of one size: where the process
+itself takes most of the memory, nothing is learned about large models, and nothing about small ones from these.
+
+- The very same run (key, parameters, and the estimate to a hundredth): the median of measured / estimated of the last
+  ones, between 2/3 and 3/2. Nothing else counts then.
+- Else runs nearby: parameters, and what is estimated beside the process itself, between half and twice as large. At
+  least three of them; the median of the last ones, between 0.8 and 1.25.
+- Else nothing is corrected.
+
+So a corrected estimate is no further from what the same run measured than the formula, in the sum over its repetitions
+(a median does that), and one odd run moves the estimates of others nowhere that the runs beside it have not been.
+
+`LLAMAFARM_CALIBRATION=off` neither reads nor writes. Nothing here ever fails a run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +31,12 @@ _FILE = "estimates.jsonl"
 _MOST_BYTES = 1_000_000
 _KEPT = 2_000
 _RECENT = 20
-_SIMILAR = 4.0
+_SAME = 0.01
+_NEAR = 2.0
+_FEWEST = 3
+_BOUNDS_OF_SAME = (2 / 3, 3 / 2)
+_BOUNDS = (0.8, 1.25)
+_POSITIVE = ("parameters", "estimated", "shown", "measured", "flops", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +49,36 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """How large a run is.
+
+    Attributes:
+        parameters: Of the model, adapters included.
+        estimated: Bytes, before any calibration.
+        fixed: Those of them that every process has.
+    """
+
+    parameters: float
+    estimated: float
+    fixed: float = 0.0
+
+    def same(self, other: Size) -> bool:
+        """Whether it is the size of the very same run."""
+        apart = abs(self.estimated - other.estimated)
+        return self.parameters == other.parameters and apart <= _SAME * min(self.estimated, other.estimated)
+
+    def near(self, other: Size) -> bool:
+        """Whether errors of one may be those of the other."""
+        return _within(self.parameters, other.parameters) and _within(
+            self.estimated - self.fixed, other.estimated - other.fixed
+        )
+
+
+def _within(one: float, other: float) -> bool:
+    return 0 < max(one, other) <= _NEAR * min(one, other)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A run.
 
@@ -40,7 +86,9 @@ class Record:
         device: Name of the device.
         tuner: The fine-tuner.
         path: How it computed.
+        parameters: Of the model, adapters included.
         estimated: Bytes, before any calibration.
+        fixed: Those of them that every process has.
         shown: Bytes that the user was told.
         measured: Bytes at the peak.
         flops: Operations, as estimated.
@@ -50,7 +98,9 @@ class Record:
     device: str
     tuner: str
     path: str
+    parameters: float
     estimated: float
+    fixed: float
     shown: float
     measured: float
     flops: float
@@ -60,6 +110,11 @@ class Record:
     def key(self) -> Key:
         """What other runs have to share with it."""
         return Key(self.device, self.tuner, self.path)
+
+    @property
+    def size(self) -> Size:
+        """How large it was."""
+        return Size(self.parameters, self.estimated, self.fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +148,29 @@ def enabled() -> bool:
     return os.environ.get(SWITCH, "").lower() not in ("off", "0", "no", "false")
 
 
-def calibrate(key: Key, estimated: float) -> Calibration:
-    """What earlier runs like this one say: medians, which one strange run does not move.
+def calibrate(key: Key, sized: Size) -> Calibration:
+    """What earlier runs like this one say.
 
     Args:
         key: Of the run.
-        estimated: Bytes.
+        sized: How large it is.
     """
     alike = [record for record in _read() if record.key == key]
-    near = [record for record in alike if 1 / _SIMILAR <= record.estimated / estimated <= _SIMILAR][-_RECENT:]
-    rates = [record.flops / record.seconds for record in alike[-_RECENT:]]
+    same = [record for record in alike if record.size.same(sized)]
+    near = same or [record for record in alike if record.size.near(sized)]
+    near = near[-_RECENT:]
+    rates = [record.flops / record.seconds for record in near or alike[-_RECENT:]]
     rate = median(rates) if rates else None
-    if not near:
+    if not near or (not same and len(near) < _FEWEST):
         return Calibration(rate=rate)
-    ratio = median(record.measured / record.estimated for record in near)
+    low, high = _BOUNDS_OF_SAME if same else _BOUNDS
+    ratio = min(high, max(low, median(record.measured / record.estimated for record in near)))
     return Calibration(len(near), ratio, rate, near[-1].shown / near[-1].measured - 1)
 
 
 def remember(record: Record) -> None:
     """Add a run; whatever goes wrong is of no consequence."""
-    if not enabled() or min(record.estimated, record.shown, record.measured, record.flops, record.seconds) <= 0:
+    if not enabled() or min(getattr(record, name) for name in _POSITIVE) <= 0:
         return
     try:
         path = folder() / _FILE
@@ -142,7 +200,8 @@ def _parsed(line: str) -> Record | None:
     try:
         values = json.loads(line)
         device, tuner, path = (str(values[name]) for name in ("device", "tuner", "path"))
-        numbers = [float(values[name]) for name in ("estimated", "shown", "measured", "flops", "seconds")]
+        numbers = {name: float(values[name]) for name in (*_POSITIVE, "fixed")}
     except (ValueError, TypeError, KeyError):
         return None
-    return Record(device, tuner, path, *numbers) if min(numbers) > 0 else None
+    positive = all(0 < numbers[name] < math.inf for name in _POSITIVE)
+    return Record(device, tuner, path, **numbers) if positive and 0 <= numbers["fixed"] < math.inf else None

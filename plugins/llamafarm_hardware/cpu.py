@@ -58,6 +58,7 @@ def cpu_facts(root: Path = ROOT) -> Mapping[str, Any]:
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
     return {
         "name": facts.get("model name") or platform.processor() or platform.machine(),
+        "maker": facts.get("vendor_id", ""),
         "architecture": platform.machine(),
         "avx2": "avx2" in flags,
         "avx512": "avx512f" in flags,

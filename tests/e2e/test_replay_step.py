@@ -67,6 +67,50 @@ def test_a_step_that_broke_breaks_again_and_not_when_it_is_mended(broken, capsys
     assert f"it has: {step} [LF-RUN-050]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("asked", ["bfloat16", "auto"])
+def test_a_step_on_a_base_in_bf16_has_the_loss_that_it_had(tiny_model_dir, tmp_path, monkeypatch, capsys, asked):
+    """To the last bit: weights, dropout, rows and the base's format are those of the step."""
+    import torch
+
+    from llamafarm_tuners.pytorch import _frozen, _step
+
+    monkeypatch.chdir(tmp_path)
+    losses, formats = [], set()
+    gradient = _step.Stepper.gradient
+
+    def spied(self, batches, *rest):
+        found = gradient(self, batches, *rest)
+        losses.append(float(found.loss))
+        formats.update({(p.dtype, p.requires_grad) for p in self.work.trained.model.parameters() if p.dim() == 2})
+        return found
+
+    monkeypatch.setattr(_step.Stepper, "gradient", spied)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_fields(24)))
+    sets = ["training.max_steps=8", "training.batch_size=4", "training.max_grad_norm=0", "training.warmup_ratio=0"]
+    sets += ["training.learning_rate=0.3", "method=lora", "method.dropout=0.1", "training.max_seq_length=64"]
+    sets += ["training.guard.anomalies=stop", "training.guard.grad_norm_min=0.9", f"base_model.torch_dtype={asked}"]
+    flags = [word for item in sets for word in ("--set", item)]
+    train = ["train", "--model", str(tiny_model_dir("llama")), "--dataset", "rows.jsonl", "-o", "run", *flags]
+    with monkeypatch.context() as patch:
+        if asked == "auto":  # as on a processor where bf16 pays, for a model that is wide enough
+            patch.setattr(_frozen, "choice", lambda *_: _frozen.Choice("bfloat16", "it pays"))
+            patch.setattr(_frozen, "_by_speed", lambda found, *_: found)
+        assert main(train) == 6
+    (record,) = (tmp_path / "run/llamafarm").glob("broken-step-*")
+    step, facts = record.name.rpartition("-")[2], json.loads((record / "step.json").read_text())
+    assert int(step) > 1, "weights as they were loaded show nothing"
+    assert facts["loss"] in losses
+    assert formats == {(torch.bfloat16, False), (torch.float32, True)}
+
+    losses.clear()
+    formats.clear()
+    capsys.readouterr()
+    assert main(["replay-step", "run", step]) == 0
+    assert losses[0] == facts["loss"]
+    assert f"{facts['loss']}; as it was" in capsys.readouterr().out
+    assert formats == {(torch.bfloat16, False), (torch.float32, True)}
+
+
 def test_other_fine_tuners_keep_no_records():
     from llamafarm.api import FineTuner, FineTunerConfig
 

@@ -41,7 +41,7 @@ def keep_broken(
     bad = look_into(stepper, stepper.batches(micro_steps))
     attempt.undo(offence)
     rows = stepper.micro.parts(micro_steps)
-    figures: dict[str, Any] = {name: _plain(value) for name, value in offence.figures._asdict().items()}
+    figures: dict[str, Any] = {name: plain(value) for name, value in offence.figures._asdict().items()}
     examples = [[_place(stepper, row) for row in part] for part in rows]
     facts = {**figures, **facts} | {"step": offence.step, "id": offence.id, "kind": offence.kind, "why": offence.what}
     facts |= {"first_bad": str(bad) if bad else None, "rows": rows, "examples": examples}
@@ -68,5 +68,6 @@ def _place(stepper: Stepper, row: int) -> str:
     return f"pack {row}" if isinstance(found, Pack) else stepper.work.place(found.example)
 
 
-def _plain(value: float) -> float | str:
+def plain(value: float) -> float | str:
+    """A figure as JSON has it: what is not finite in words."""
     return value if math.isfinite(value) else repr(value)

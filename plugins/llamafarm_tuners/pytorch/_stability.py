@@ -14,6 +14,7 @@ from llamafarm.api import RunPlan, TrainingConfig
 from llamafarm.errors import StrategyError
 from llamafarm.models.inner import transformers_model
 from llamafarm_tuners.pytorch.kernels import uncompilable
+from llamafarm_tuners.pytorch.onednn import keep_few
 from llamafarm_tuners.pytorch.precision import computes
 
 T = TypeVar("T")
@@ -21,10 +22,11 @@ T = TypeVar("T")
 
 @contextmanager
 def process_switches(training: TrainingConfig, plan: RunPlan) -> Iterator[None]:
-    """Choose among the kernels of sdpa attention, and the precision of fp32 products.
+    """Choose among the kernels of sdpa attention, the precision of fp32 products, and how many compiled ones stay.
 
     The memory-efficient and the plain kernel stay allowed, so that something is always left to compute with.
     """
+    keep_few()
     sdpa = torch.backends.cuda  # the switches live there; the flash one is heeded on CPUs too
     with ExitStack() as stack:
         for read, write, wanted in (

@@ -23,6 +23,7 @@ from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.frozen import settled
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.kernels import attention
+from llamafarm_tuners.pytorch.onednn import computes, kernel_bytes
 from llamafarm_tuners.pytorch.optim import effective, offloaded
 from llamafarm_tuners.pytorch.packs import capacity
 from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
@@ -158,9 +159,10 @@ def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
         batches = micro_batches(lengths, workload.rows, training.batch_size)
         items = workload.rows
     run = _Run(config, plan, workload, architecture, specs, found, batches)
-    memory = {name: value for name, value in _memory(run) if value}
     sizes = plan_sizes(items, training, devices)
-    tokens = batches.mean * min(sizes.accumulation, batches.count) * devices * sizes.steps
+    own = min(sizes.accumulation, batches.count) * sizes.steps
+    memory = {name: value for name, value in _memory(run, own) if value}
+    tokens = batches.mean * own * devices
     peak = sum(memory.values())
     return Costs(
         memory=memory,
@@ -177,7 +179,7 @@ def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
     )
 
 
-def _memory(run: _Run) -> Iterator[tuple[str, float]]:
+def _memory(run: _Run, micro_batches: int) -> Iterator[tuple[str, float]]:
     base = float(_BASE.get(run.plan.device.type, 0))
     yield "process", base + (_BITSANDBYTES if base and run.packed else 0)
     yield "weights", _weights(run)
@@ -196,6 +198,7 @@ def _memory(run: _Run) -> Iterator[tuple[str, float]]:
     yield "activations", _activations(run)
     yield "logits", _logits(run)
     yield "temporary", _temporary(run)
+    yield "kernels", _kernels(run, micro_batches)
 
 
 def _weights(run: _Run) -> float:
@@ -273,6 +276,14 @@ def _temporary(run: _Run) -> float:
         unpacked *= 4 if run.fused else 1
     cast = 2.0 * architecture.linear_parameters * run.found.share if formats.product != run.width else 0.0
     return back + largest + unpacked + cast
+
+
+def _kernels(run: _Run, micro_batches: int) -> float:
+    """Compiled products that a CPU's library keeps."""
+    if not run.on_cpu or not computes(run.plan.device.details, run.formats.product):
+        return 0.0
+    alike = len(set(run.workload.lengths)) == 1 or run.batches.count == 1
+    return kernel_bytes(micro_batches, alike=alike)
 
 
 def _flops(run: _Run, tokens: float) -> float:

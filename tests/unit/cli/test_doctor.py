@@ -135,6 +135,12 @@ def test_the_compiler_is_that_of_the_environment(monkeypatch, tmp_path):
     assert kernels.installed("flash_attn") in (None, "unknown")
 
 
+def test_a_strategy_is_named_once(cli):
+    ended = cli("doctor", "one.yaml", "--strategy", "other.yaml")
+    assert (ended.code, "LF-USAGE-004" in ended.err) == (2, True)
+    assert "no such strategy file: other.yaml" in cli("doctor", "--strategy", "other.yaml").err
+
+
 def test_options_of_a_trial_need_a_strategy(cli):
     for options in (("--steps", "3"), ("--overfit",), ("--set", "training.bf16=true")):
         ended = cli("doctor", *options)

@@ -119,6 +119,11 @@ def test_layers_that_are_fused_keep_what_they_group_beside_a_mapped_file(cli, la
     assert estimated(cli, *names)["memory_terms"]["weights"] - plain == 2 * grouped
 
 
+def test_a_step_on_a_gpu_takes_time_however_little_it_computes(cli, large):
+    found = estimated(cli, "--model", "builtin:tiny", "--gpu", "a100-80g", "--max-steps", "1000")
+    assert found["seconds"] == pytest.approx([10, 50], rel=0.1)
+
+
 def test_gpus_are_listed_and_misspelt_ones_are_guessed(cli, large):
     assert "a100-80g" in cli("estimate", "--gpu", "list").out
     ended = cli("estimate", "--model", large, "--dataset", "rows.jsonl", "--gpu", "A100")
