@@ -183,7 +183,8 @@ def test_a_deep_model_driven_to_nan_is_stopped_before_its_weights_change(fit, mo
     with pytest.raises(NumericError, match=r"step 1: the gradient's norm is (nan|inf).*LF-NUMERIC-002"):
         fit("full", base=scratch(**DEEP), learning_rate=1e-3, max_steps=3)
     facts = json.loads((fit.root / "output-1/llamafarm/broken-step-1/step.json").read_text())
-    assert facts["first_bad"].startswith("the gradient at model.layers."), "not the first layers: those break later"
+    # backwards it grows from layer to layer; rounding decides whether the first layer or what is before it overflows
+    assert facts["first_bad"].startswith(("the gradient at model.layers.", "the gradient at model.embed_tokens"))
     assert math.isfinite(facts["loss"])
 
 

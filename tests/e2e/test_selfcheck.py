@@ -71,22 +71,21 @@ def wrong_b(monkeypatch):
     """The gradient of B is one percent too large."""
     from llamafarm_tuners.pytorch.fast._lora import Lora
 
-    def wrong(self, x, kept, gradient, original=Lora._low_backward):
-        (of_a, of_b), up = original(self, x, kept, gradient)
-        return [of_a, of_b * 1.01], up
+    def wrong(*arguments, original=Lora.low_backward):
+        up, of_b = original(*arguments)
+        return up, of_b * 1.01
 
-    monkeypatch.setattr(Lora, "_low_backward", wrong)
+    monkeypatch.setattr(Lora, "low_backward", wrong)
 
 
 def wrong_magnitudes(monkeypatch):
     """So is that of DoRA's magnitudes."""
     from llamafarm_tuners.pytorch.fast._dora import Dora
 
-    def wrong(*arguments, original=Dora.backward):
-        *others, of_magnitudes = original(*arguments)
-        return [*others, of_magnitudes * 1.01]
+    def wrong(*arguments, original=Dora.beyond):
+        return [original(*arguments)[0] * 1.01]
 
-    monkeypatch.setattr(Dora, "backward", wrong)
+    monkeypatch.setattr(Dora, "beyond", wrong)
 
 
 def wrong_inputs(monkeypatch):

@@ -233,7 +233,7 @@ def _kernels() -> Kernels | None:
 
 def _share_threads(loaded: Any) -> bool:
     """Give the library the threads of the OpenMP that PyTorch has loaded."""
-    lines = _MAPS.read_text().splitlines() if _MAPS.is_file() else []
+    lines = _MAPS.read_text(encoding="utf-8", errors="replace").splitlines() if _MAPS.is_file() else []
     paths = {line.split(maxsplit=5)[-1] for line in lines if "/" in line}
     for name in ("libgomp", "libiomp5", "libomp"):
         for path in sorted(one for one in paths if Path(one).name.startswith(name)):
