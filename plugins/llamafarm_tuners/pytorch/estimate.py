@@ -32,9 +32,9 @@ from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
 _WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-_BASE = {"cpu": 490 * _MIB, "cuda": 0, "mps": 0}
+_BASE = {"cpu": 386 * _MIB, "cuda": 0, "mps": 0}
 """Main memory of the process with torch, transformers, PEFT and accelerate imported; measured on Linux, x86-64."""
-_BITSANDBYTES = 20 * _MIB
+_BITSANDBYTES = 70 * _MIB
 _CONTEXT = 700 * _MIB
 """What CUDA and its libraries take of a GPU besides what PyTorch counts."""
 _FRAGMENTED = 0.05

@@ -72,7 +72,7 @@ def cost(make):
 def test_a_lora_on_a_cpu(cost):
     assert dict(cost().memory) == pytest.approx(
         {
-            "process": 490 * MIB,
+            "process": 386 * MIB,
             "weights": 4 * (PARAMETERS + LAYERS * GROUPED),
             "adapters": 4 * ADAPTERS,
             "gradients": 4 * ADAPTERS,
@@ -88,7 +88,7 @@ def test_a_full_training_on_a_cpu(cost):
     inputs = H + Q + H + F
     assert dict(cost(method=Full(Full.Config())).memory) == pytest.approx(
         {
-            "process": 490 * MIB,
+            "process": 386 * MIB,
             "weights": 4 * PARAMETERS,
             "gradients": 4 * PARAMETERS,
             "optimizer": 8 * PARAMETERS,
@@ -167,7 +167,7 @@ def test_a_packed_base(cost):
     four = LAYERS * LINEAR * (0.5 + 1 / 64 + 4 / (64 * 256))
     method = Qlora(Qlora.Config(r=8, dropout=0.0, target_modules="all"))
     found = cost(method=method, workload=replace(WORK, stored_bits=16))
-    assert found.memory["process"] == 510 * MIB
+    assert found.memory["process"] == 456 * MIB
     assert found.memory["weights"] == pytest.approx(four + 4 * rest)
     assert found.memory["temporary"] == pytest.approx(TOKENS * BACK + 4 * 4 * H * F)
     assert cost(method=method).memory["weights"] == pytest.approx(four + 4 * rest + 4 * LAYERS * LINEAR)
