@@ -97,6 +97,8 @@ def _not_as_asked(plan: RunPlan) -> Iterator[str]:
     """What somebody wrote down and is otherwise, or changes nothing: a word for each."""
     for decision in plan.decisions:
         path = decision.subject
+        if plan.resume is not None and not any(change.startswith(f"{path} ") for change in plan.resume.changes):
+            continue  # said when the run began
         written = any(key == path or key.startswith(f"{path}.") for key in plan.given)
         if written or decision.value == NO_EFFECT:
             yield f"{path}: {decision.value}: {decision.reason}"

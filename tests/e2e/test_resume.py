@@ -124,6 +124,38 @@ def test_a_resumed_run_is_bit_identical(fit, case, stop):
     assert resumed.result.best_step == straight.result.best_step
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 7e-3),
+        ("lr_scheduler_type", "constant"),
+        ("warmup_steps", 6),
+        ("weight_decay", 0.9),
+        ("adam_beta1", 0.2),
+        ("adam_beta2", 0.5),
+        ("adam_epsilon", 0.1),
+        ("max_grad_norm", 1e-3),
+    ],
+)
+def test_a_setting_that_was_changed_counts_from_the_next_step(fit, name, value):
+    options = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-3}
+    straight = fit(**options)
+    folder = fit.root / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        fit(folder=folder, run=stopping(4), **options)
+    change = ResumePoint(allow_changes=True, changes=(f"training.{name} was otherwise",))
+    resumed = fit(folder=folder, resume=change, **options | {name: value})
+    rates, before = ([line["lr"] for line in log(done) if "lr" in line] for done in (resumed.folder, straight.folder))
+    assert rates[:4] == before[:4]
+    later = before[4:]
+    expected = {"learning_rate": [7 * rate for rate in later], "lr_scheduler_type": [1e-3 for _ in later]}
+    if name in expected:
+        assert rates[4:] == pytest.approx(expected[name])
+    elif name != "warmup_steps":
+        assert rates == before
+    assert weights(resumed.folder)["adapter_model.safetensors"] != weights(straight.folder)["adapter_model.safetensors"]
+
+
 def test_a_checkpoint_by_name_is_gone_on_from(fit):
     options = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "options": {"dropout": 0.1}}
     straight = fit(**options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +48,36 @@ def parameter_groups(
         }
         for (factor, vectors), parameters in ordered
     ]
+
+
+class Configured:
+    """What an optimizer and its schedule were built with, to be put back over what a checkpoint kept of it."""
+
+    def __init__(self, optimizer: Any, scheduler: Any) -> None:
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._groups = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+        self._rates = list(scheduler.base_lrs)
+
+    def put_back(self, *, rates: bool) -> None:
+        """Go on with these hyper-parameters at the step that the schedule has come to.
+
+        Args:
+            rates: With the learning rates too; else with those of the checkpoint, which a remedy may have lowered.
+        """
+        kept = {"lr"} if rates else {"lr", "initial_lr"}
+        for group, mine in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group.update({key: value for key, value in mine.items() if key not in kept})
+        scheduler = self._scheduler
+        if rates:
+            scheduler.base_lrs = list(self._rates)
+        now = [rate * factor(scheduler.last_epoch) for rate, factor in _of_groups(scheduler)]
+        for group, rate in zip(self._optimizer.param_groups, now, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = now  # noqa: SLF001  # what it says the rates are
+
+
+def _of_groups(scheduler: Any) -> Iterable[tuple[float, Callable[[int], float]]]:
+    return zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
 
 
 def learning_rate_factors(model: nn.Module, methods: Iterable[Method[Any]]) -> dict[str, float]:

@@ -32,7 +32,7 @@ from llamafarm_tuners.pytorch._memory import (
     is_out_of_memory,
 )
 from llamafarm_tuners.pytorch._offload import ActivationsAway
-from llamafarm_tuners.pytorch._optimizer import build_optimizer
+from llamafarm_tuners.pytorch._optimizer import Configured, build_optimizer
 from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._work import Work, placed
@@ -69,6 +69,7 @@ class Stepper:
     Attributes:
         micro: How many rows go through the model at a time.
         attempt: What was there before the step that is being taken.
+        configured: The hyper-parameters that the strategy names.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Stepper:
             num_warmup_steps=warmup_steps(work.training, sizes.steps),
             num_training_steps=sizes.steps,
         )
+        self.configured = Configured(self.optimizer, self.scheduler)
         training = work.training
         scaled = work.accelerator.scaler is not None
         self.guard = Guard(

@@ -173,6 +173,8 @@ class _Training:
         with understood(self.work.folder / f"checkpoint-{state.step}"):
             self.recovery.resume(state)
             restore(self.engine, state)
+        if changes := self.continuation.point.changes:
+            self.stepper.configured.put_back(rates=any(one.startswith("training.learning_rate ") for one in changes))
         if self.report.active:
             self.checkpoints.require_best(self.best.step, self._warn)
         wait_for_all(self.work.accelerator)
