@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -70,14 +70,13 @@ class Configured:
         scheduler = self._scheduler
         if rates:
             scheduler.base_lrs = list(self._rates)
-        now = [rate * factor(scheduler.last_epoch) for rate, factor in _of_groups(scheduler)]
+        now = [
+            rate * factor(scheduler.last_epoch)
+            for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
         for group, rate in zip(self._optimizer.param_groups, now, strict=True):
             group["lr"] = rate
         scheduler._last_lr = now  # noqa: SLF001  # what it says the rates are
-
-
-def _of_groups(scheduler: Any) -> Iterable[tuple[float, Callable[[int], float]]]:
-    return zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
 
 
 def learning_rate_factors(model: nn.Module, methods: Iterable[Method[Any]]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from llamafarm_tuners.pytorch.onednn import computes, kernel_bytes
 from llamafarm_tuners.pytorch.optim import effective, offloaded
 from llamafarm_tuners.pytorch.packs import capacity
 from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
-from llamafarm_tuners.pytorch.processor import made_by_amd, room_for_copies
+from llamafarm_tuners.pytorch.processor import room_for_copies
 from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
@@ -224,7 +224,7 @@ def _weights(run: _Run) -> float:
 
 def _copies(run: _Run) -> float:
     """Two of each frozen matrix that fused layers and the head multiply with, in the order of oneDNN, if they fit."""
-    if not run.fused or run.packed or not made_by_amd():
+    if not run.fused or run.packed or not computes(run.plan.device.details, 4.0):
         return 0.0
     architecture = run.architecture
     head = (

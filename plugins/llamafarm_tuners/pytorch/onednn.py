@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
+from llamafarm_tuners.pytorch.processor import AMD
+
 KEPT: Final = 128
 """Enough for the shapes of one step, documents of a thousand tokens included: with half as many, kernels of such steps
 were compiled anew in each of them."""
@@ -23,7 +25,6 @@ SHAPES: Final = 24
 """Of a micro-batch: those of the layers are alike; measured."""
 _VARIABLES: Final = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": KEPT, "LRU_CACHE_CAPACITY": _DESCRIBED}
 """Where the libraries read it, at the first product."""
-_MAKER: Final = "AuthenticAMD"
 
 
 def keep_few(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -45,7 +46,7 @@ def computes(details: Mapping[str, Any], product_bytes: float) -> bool:
         details: Of the device, as its profile tells them.
         product_bytes: Of a value in the products' format.
     """
-    return product_bytes < 4.0 or details.get("maker") == _MAKER
+    return product_bytes < 4.0 or details.get("maker") == AMD
 
 
 def kernel_bytes(micro_batches: float, *, alike: bool) -> float:

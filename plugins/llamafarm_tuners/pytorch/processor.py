@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Final
+
+AMD: Final = "AuthenticAMD"
+"""As the system names the maker of a processor."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _ROOM, _MOST = 1 / 16, 2**30
@@ -13,7 +17,7 @@ _ROOM, _MOST = 1 / 16, 2**30
 @cache
 def made_by_amd() -> bool:
     """Whether the processor is of the maker on whose processors oneDNN is faster than MKL."""
-    return _CPU_INFO.is_file() and "AuthenticAMD" in _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    return _CPU_INFO.is_file() and AMD in _CPU_INFO.read_text(encoding="utf-8", errors="replace")
 
 
 def room_for_copies(memory: float) -> float:

@@ -51,13 +51,13 @@ os.read(0, 1)  # the main thread stands still in the system; the heartbeat does 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is found in /proc")
 
 
-def _busy(ours, theirs) -> tuple[subprocess.Popen[str], float]:
+def _started(script: str, theirs: socket.socket, **pipes: int) -> tuple[subprocess.Popen[str], float]:
     process = subprocess.Popen(
-        [sys.executable, "-c", BUSY, str(theirs.fileno())],
+        [sys.executable, "-c", script, str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
+        **pipes,
     )
     theirs.close()
     assert process.stdout is not None
@@ -68,17 +68,8 @@ def _busy(ours, theirs) -> tuple[subprocess.Popen[str], float]:
 def test_a_process_whose_main_thread_stands_still_gives_itself_up_and_nobody_else():
     ours, theirs = socket.socketpair()
     with ours:
-        process = subprocess.Popen(
-            [sys.executable, "-c", BLOCKED, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        theirs.close()
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        begun, heard, told = time.monotonic(), b"", None
+        process, begun = _started(BLOCKED, theirs, stdin=subprocess.PIPE)
+        heard, told = b"", None
         ours.settimeout(0.05)
         while process.poll() is None and time.monotonic() < begun + 30:
             with contextlib.suppress(OSError):
@@ -134,7 +125,7 @@ def test_the_others_hear_in_what_it_stands_still():
 def test_a_process_whose_main_thread_waits_for_nobody_ends_too(dies):
     ours, theirs = socket.socketpair()
     with ours:
-        process, begun = _busy(ours, theirs)
+        process, begun = _started(BUSY, theirs, stderr=subprocess.PIPE)
         if dies:
             ours.close()
         with process:
@@ -150,7 +141,7 @@ def test_a_process_whose_main_thread_waits_for_nobody_ends_too(dies):
 def test_who_shows_life_or_takes_leave_is_left_alone():
     ours, theirs = socket.socketpair()
     with ours:
-        process, begun = _busy(ours, theirs)
+        process, begun = _started(BUSY, theirs, stderr=subprocess.PIPE)
         while time.monotonic() - begun < 2:
             ours.send(b".\n")
             time.sleep(0.05)

@@ -72,7 +72,7 @@ class Lora:
         mask = None
         if low is None:
             mask, _ = self._mask(x)
-            low = low_product(x if mask is None else x * mask, a)
+            low = low_product(x * mask, a)
         y.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
         return [low, mask]
 
@@ -106,11 +106,9 @@ class Lora:
         """The gradients of `parameters` beyond A and B, where nothing was dropped."""
         return []
 
-    def _mask(self, x: torch.Tensor) -> tuple[torch.Tensor | None, float]:
-        """What is kept of x (None: all of it), and by what the rest is multiplied."""
+    def _mask(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """What is kept of x where something is dropped, and by what the rest is multiplied."""
         share = self.dropout
-        if not share:
-            return None, 1.0
         # drawn as torch's dropout draws on a CPU, so that the same seed drops the same; what is left is scaled up
         return torch.empty(x.shape, dtype=self.parameters[0].dtype).bernoulli_(1 - share).bool(), 1 / (1 - share)
 
