@@ -101,14 +101,19 @@ def test_a_target_that_is_no_column(compiled, wanted):
     assert logits.equal(before)
 
 
+SHAPES = {
+    "rows": st.integers(1, 50),
+    "columns": st.integers(1, 300),
+    "dtype": st.sampled_from(FORMATS),
+    "seed": st.integers(0, 99),
+}
+
+
 @built
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.integers(1, 50),
-    columns=st.integers(1, 300),
-    dtype=st.sampled_from(FORMATS),
+    **SHAPES,
     half=st.booleans(),
-    seed=st.integers(0, 99),
 )
 def test_norm(rows, columns, dtype, half, seed):
     for level in LEVELS:
@@ -142,11 +147,8 @@ ACTIVATIONS = {"silu": functional.silu, "gelu_pytorch_tanh": lambda x: functiona
 @built
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.integers(1, 50),
-    columns=st.integers(1, 300),
-    dtype=st.sampled_from(FORMATS),
+    **SHAPES,
     name=st.sampled_from(sorted(ACTIVATIONS)),
-    seed=st.integers(0, 99),
 )
 def test_gated(rows, columns, dtype, name, seed):
     for level in LEVELS:
