@@ -11,7 +11,7 @@ from torch import nn
 
 from llamafarm_tuners.pytorch.fast._dora import Dora
 from llamafarm_tuners.pytorch.fast._frozen import Frozen, refused_base, times
-from llamafarm_tuners.pytorch.fast._linear import low_product, product
+from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 
 _WRAPPERS = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
@@ -110,7 +110,7 @@ class Group:
         """X A' of each adapter that counts, by one product; None for those that drop something."""
         counting = self._counting()
         shared = [adapter.parameters[0] for adapter in counting if not adapter.dropout]
-        lows = iter(low_product(x, _rows(shared)).split([len(a) for a in shared], dim=1) if shared else ())
+        lows = iter(down(x, _rows(shared), exact=True).split([len(a) for a in shared], dim=1) if shared else ())
         return [None if adapter.dropout else next(lows) for adapter in counting]
 
     def _counting(self) -> list[Lora]:
@@ -165,11 +165,12 @@ class _Shared:
         if not self._ups:
             return
         up = self._ups[0] if len(self._ups) == 1 else torch.cat(self._ups, 1)
-        found = product(up.t(), self._x.t()).split([len(a) for a in self._matrices])
-        for a, of_a, into in zip(self._matrices, found, self._into, strict=True):
-            into.insert(0, of_a.to(a.dtype))
+        matrix = _rows(self._matrices)
+        found = across(up, self._x, matrix).split([len(a) for a in self._matrices])
+        for of_a, into in zip(found, self._into, strict=True):
+            into.insert(0, of_a)
         if of_x is not None:
-            of_x.addmm_(up, _rows(self._matrices).to(up.dtype))
+            add_up(of_x, up, matrix)
 
 
 def _rows(matrices: list[torch.Tensor]) -> torch.Tensor:

@@ -138,19 +138,6 @@ def _available() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
-def low_product(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """`x @ a.T` for an adapter's A, in the format of x: in 16 bits with what rounding A leaves out of it.
-
-    That is what A has learned: its entries are large from the start, and steps of a learning rate are below their
-    last bit.
-    """
-    rounded = a.to(x.dtype)
-    if a.dtype == x.dtype:
-        return product(x, rounded)
-    both = product(x, torch.cat([rounded, (a - rounded).to(x.dtype)]))
-    return both[:, : len(a)] + both[:, len(a) :]
-
-
 class _Linear(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
     """(tokens, in) → (tokens, out). The result is no view, so that adapters may add to it in place."""
 
