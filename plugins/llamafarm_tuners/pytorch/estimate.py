@@ -27,7 +27,7 @@ from llamafarm_tuners.pytorch.onednn import computes, kernel_bytes
 from llamafarm_tuners.pytorch.optim import effective, offloaded
 from llamafarm_tuners.pytorch.packs import capacity
 from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
-from llamafarm_tuners.pytorch.processor import room_for_copies
+from llamafarm_tuners.pytorch.processor import lets_go, room_for_copies
 from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
@@ -207,14 +207,8 @@ def _weights(run: _Run) -> float:
         whole = width * architecture.parameters
         if not run.fused:
             return whole
-        # q, k, v and gate, up are put side by side in one matrix each; of a mapped file the old ones stay in memory
-        grouped = sum(
-            linear.parameters
-            for linear in architecture.linears
-            if linear.name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-        )
-        mapped = run.workload.stored_bits == width * 8
-        return whole + (width * architecture.layers * grouped if mapped else 0.0)
+        # q, k, v and gate, up are put side by side in one matrix each; of a mapped file the old ones may stay in memory
+        return whole + (0.0 if lets_go() or not _mapped(run) else width * _grouped(run))
     rest = architecture.parameters - architecture.linear_parameters
     packed = quantized_bytes(architecture, run.packed) + 4.0 * rest  # what is not packed is made float32 by PEFT
     if run.on_cpu and run.workload.stored_bits == 32:  # the file stays mapped, for what is not packed stands in it
@@ -223,15 +217,34 @@ def _weights(run: _Run) -> float:
 
 
 def _copies(run: _Run) -> float:
-    """Two of each frozen matrix that fused layers and the head multiply with, in the order of oneDNN, if they fit."""
+    """Copies of frozen matrices that fused layers and the head multiply with, in the order of oneDNN, if they fit.
+
+    Two of each; in float32 one of each that stays in memory. Others stand in a mapped file, and are let go.
+    """
     if not run.fused or run.packed or not computes(run.plan.device.details, 4.0):
         return 0.0
     architecture = run.architecture
     head = (
         0 if run.found.head or architecture.model_type in _UNCHUNKED else architecture.vocabulary * architecture.hidden
     )
-    needed = 2 * run.width * (architecture.linear_parameters + head)
-    return needed if needed <= room_for_copies(run.plan.device.memory_bytes) else 0.0
+    whole, gone = architecture.linear_parameters + head, 0.0
+    if lets_go() and _mapped(run):
+        gone = whole - _grouped(run) - (head if architecture.tied else 0)  # an embedding is read in every step
+    forward = gone if run.width == 4.0 else whole
+    needed = run.width * (whole + forward)
+    return needed - run.width * gone if needed <= room_for_copies(run.plan.device.memory_bytes) else 0.0
+
+
+def _mapped(run: _Run) -> bool:
+    """Whether weights are those of the mapped file, in its format."""
+    return run.workload.stored_bits == run.width * 8
+
+
+def _grouped(run: _Run) -> float:
+    """Weights of linear layers that fused layers put side by side."""
+    names = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    linears = run.architecture.linears
+    return float(run.architecture.layers * sum(linear.parameters for linear in linears if linear.name in names))
 
 
 def _activations(run: _Run) -> float:

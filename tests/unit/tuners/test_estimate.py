@@ -13,6 +13,7 @@ from llamafarm_methods.freeze import Freeze
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
+from llamafarm_tuners.pytorch import estimate as module
 from llamafarm_tuners.pytorch import onednn
 from llamafarm_tuners.pytorch.estimate import estimate
 
@@ -57,8 +58,15 @@ def lora(**options: Any) -> Lora:
 
 
 @pytest.fixture
-def cost(make):
-    """Costs, with batches of four rows of a hundred tokens."""
+def lets_go(monkeypatch):
+    """Says whether what stands in a mapped file can be let go."""
+    return lambda answer: monkeypatch.setattr(module, "lets_go", lambda: answer)
+
+
+@pytest.fixture
+def cost(make, lets_go):
+    """Costs, with batches of four rows of a hundred tokens, where mapped files stay in memory."""
+    lets_go(False)
 
     def build(options=None, method=None, device=None, workload=WORK, **training):
         values = {**(options or {}), "training": {"batch_size": 4, **training}}
@@ -82,6 +90,27 @@ def test_a_lora_on_a_cpu(cost):
             "temporary": TOKENS * BACK,
         }
     )
+
+
+def test_copies_in_the_order_of_onednn(cost, lets_go):
+    """In float32 one of each matrix that stays, and two of one whose file is let go; in 16 bits two of each."""
+    roomy = replace(AMD, memory_bytes=2**40)
+    half = {"base_model": {"torch_dtype": "bfloat16"}}
+    whole, singles = LAYERS * LINEAR + V * H, LAYERS * (LINEAR - GROUPED)
+    for answer in (False, True):
+        lets_go(answer)
+        assert cost(device=roomy).memory["ordered copies"] == 4 * whole
+        assert cost(device=roomy, workload=replace(WORK, stored_bits=16)).memory["ordered copies"] == 4 * whole
+        assert cost(half, device=roomy).memory["ordered copies"] == 2 * 2 * whole
+        mapped = cost(half, device=roomy, workload=replace(WORK, stored_bits=16)).memory
+        assert mapped["ordered copies"] == 2 * (2 * whole - (singles if answer else 0))
+        assert mapped["weights"] == 2 * (PARAMETERS + (0 if answer else LAYERS * GROUPED))
+    apart = replace(WORK, model_config={**MODEL, "tie_word_embeddings": False}, stored_bits=16)
+    assert cost(half, device=roomy, workload=apart).memory["ordered copies"] == 2 * (2 * whole - singles - V * H)
+    needed = 4 * (whole + singles)
+    for memory, fits in ((16 * needed, True), (16 * needed - 16, False)):
+        found = cost(device=replace(AMD, memory_bytes=memory)).memory.get("ordered copies", 0)
+        assert bool(found) == fits
 
 
 def test_a_full_training_on_a_cpu(cost):

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 
 from llamafarm_tuners.pytorch.fast._frozen import times
-from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
+from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 
 _TINY = 1e-30
 """What a magnitude of zero counts as: the result is divided by it again for its gradient."""

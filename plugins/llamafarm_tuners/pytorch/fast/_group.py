@@ -11,8 +11,8 @@ from torch import nn
 
 from llamafarm_tuners.pytorch.fast._dora import Dora
 from llamafarm_tuners.pytorch.fast._frozen import Frozen, refused_base, times
-from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
+from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 
 _WRAPPERS = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
 """PEFT's layers that hold a linear layer and its LoRA adapters, by name: two exist only beside bitsandbytes."""

@@ -170,18 +170,18 @@ class Kernels:
         return out
 
     def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, *, rest: bool) -> torch.Tensor:
-        """scale * x M', (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding M to x leaves out."""
+        """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding leaves out of M."""
         y, each = x.new_empty((len(x), len(matrix))), 2 if rest else 1
         blocks = -(-len(matrix) // _LANES)
         self._narrow("down", x, y, (matrix, None), scale, each * blocks * _LANES * matrix.shape[1], rest=rest)
         return y
 
     def up(self, y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float) -> None:
-        """y += scale * x M, for x of (rows, rank) and M of (rank, wide) in float32."""
+        """`y += scale * x M`, for x of (rows, rank) and M of (rank, wide) in float32."""
         self._narrow("up", x, y, (matrix, None), scale, matrix.numel())
 
     def across(self, x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor) -> None:
-        """scale * x' y of (rank, wide), for x of (rows, rank), goes into `out`, which is float32."""
+        """`scale * x' y`, (rank, wide), for x of (rows, rank), goes into `out`, which is float32."""
         self._narrow("across", x, y, (None, out), scale, (len(x) + 1) * x.shape[1])
 
     def _narrow(

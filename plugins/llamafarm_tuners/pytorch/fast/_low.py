@@ -18,7 +18,7 @@ _COLUMNS = 32
 
 
 def down(x: torch.Tensor, matrix: torch.Tensor, scale: float = 1.0, *, exact: bool = False) -> torch.Tensor:
-    """scale * x M' in the format of x, (tokens, rank).
+    """`scale * x M'` in the format of x, (tokens, rank).
 
     Args:
         x: (tokens, in).
@@ -41,7 +41,7 @@ def down(x: torch.Tensor, matrix: torch.Tensor, scale: float = 1.0, *, exact: bo
 
 
 def add_up(y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float = 1.0) -> None:
-    """y += scale * x M.
+    """`y += scale * x M`.
 
     Args:
         y: (tokens, out).
@@ -56,7 +56,7 @@ def add_up(y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float 
 
 
 def across(x: torch.Tensor, y: torch.Tensor, like: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """scale * x' y, (rank, wide): summed over tokens, in the format and the order of a matrix.
+    """`scale * x' y`, (rank, wide): summed over tokens, in the format and the order of a matrix.
 
     Args:
         x: (tokens, rank).
