@@ -170,7 +170,7 @@ class Kernels:
         return out
 
     def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, *, rest: bool) -> torch.Tensor:
-        """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding leaves out of M."""
+        """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding M loses."""
         y, each = x.new_empty((len(x), len(matrix))), 2 if rest else 1
         blocks = -(-len(matrix) // _LANES)
         self._narrow("down", x, y, (matrix, None), scale, each * blocks * _LANES * matrix.shape[1], rest=rest)
