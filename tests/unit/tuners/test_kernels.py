@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -387,6 +389,34 @@ def test_nothing_depends_on_the_number_of_threads(compiled):
             torch.set_num_threads(before)
     for other in found[1:]:
         assert all(one.equal(same) for one, same in zip(found[0], other, strict=True))
+
+
+REFUSED = """
+import resource, torch
+from llamafarm_tuners.pytorch.fast import _kernels
+from llamafarm_tuners.pytorch.fast._kernels import Shape
+compiled, tokens = _kernels._kernels(), 100_000
+parts, out = tuple(torch.zeros(1, tokens, 32) for _ in range(3)), torch.zeros(1, tokens, 32)
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**23, -1))
+for call in (
+    lambda: compiled.attend(parts, Shape([tokens], 1.0), out),
+    lambda: compiled.attend_back(out, parts, Shape([tokens], 1.0), torch.zeros(1, tokens), parts),
+):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+compiled.attend(tuple(part[:, :9] for part in parts), Shape([9], 1.0), out[:, :9])
+print("goes on")
+"""
+
+
+@built
+@pytest.mark.skipif(sys.platform != "linux", reason="its memory is not limited there")
+def test_memory_that_is_refused_is_an_error():
+    ended = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.stdout.splitlines() == 2 * ["no main memory for the scores of attention"] + ["goes on"], ended.stderr
 
 
 def test_without_a_library(tmp_path):

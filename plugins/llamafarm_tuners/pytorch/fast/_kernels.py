@@ -59,7 +59,7 @@ class _Call(ctypes.Structure):
         *((name, _pointer) for name in ("totals", "cos", "sin", "q_weight", "k_weight", "bounds")),
         *((name, ctypes.c_int64) for name in ("documents", "heads", "keys", "size", "wide", "pairs", "tokens")),
         *((name, _float) for name in ("scale", "q_eps", "k_eps")),
-        *((name, ctypes.c_int32) for name in ("weight_half", "threads")),
+        *((name, ctypes.c_int32) for name in ("weight_half", "threads", "refused")),
     )
 
 
@@ -220,7 +220,7 @@ class Kernels:
         totals = torch.empty(parts[0].shape[:2])
         call, held = self._call(parts, shape, totals)
         call.out = _place(out)
-        self._functions["attend"](ctypes.byref(call))
+        self._attend("attend", call)
         del held
         return totals
 
@@ -231,8 +231,13 @@ class Kernels:
         call, held = self._call(parts, shape, totals)
         call.out = _place(gradient)
         call.of_q, call.of_k, call.of_v = (_place(part) for part in into)
-        self._functions["attend_back"](ctypes.byref(call))
+        self._attend("attend_back", call)
         del held
+
+    def _attend(self, name: str, call: _Call) -> None:
+        self._functions[name](ctypes.byref(call))
+        if call.refused:
+            raise MemoryError("no main memory for the scores of attention")
 
     def _call(self, parts: Tensors, shape: Shape, totals: torch.Tensor) -> tuple[_Call, object]:
         """The arguments, and what must live as long as they are used."""
