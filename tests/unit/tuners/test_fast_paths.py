@@ -40,9 +40,9 @@ def folder(request, tiny_model_dir):
 
 
 WAYS = {
-    "documents": Wanted(head=False, products=False, layers=False),
-    "head": Wanted(documents=False, products=False, layers=False),
-    "products": Wanted(documents=False, head=False, layers=False),
+    "documents": Wanted(head=False, products=False, layers=False, adapters=False),
+    "head": Wanted(documents=False, products=False, layers=False, adapters=False),
+    "products": Wanted(documents=False, head=False, layers=False, adapters=False),
     "all but the compiled kernels": Wanted(compiled=False),
     "all": Wanted(),
 }

@@ -133,6 +133,17 @@ def ordered_copies(matrices: Sequence[torch.Tensor]) -> Iterator[int]:
             _ordered.pop(place, None)
 
 
+@contextmanager
+def without_copies() -> Iterator[None]:
+    """While it lasts, products take the matrices themselves: they were changed."""
+    kept = dict(_ordered)
+    _ordered.clear()
+    try:
+        yield
+    finally:
+        _ordered.update(kept)
+
+
 def _in_order(matrix: torch.Tensor) -> _Ordered:
     copy = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), _USUAL_ROWS)  # noqa: SLF001  # no other way
     return _Ordered(matrix, copy)
