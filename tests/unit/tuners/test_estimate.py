@@ -274,9 +274,12 @@ def test_autocast_casts_what_it_multiplies(cost):
 def test_rows_that_are_padded_are_as_long_as_the_longest(cost):
     uneven = replace(WORK, lengths=(50,) * 8 + (150,) * 8)
     found = cost({"base_model": {"attn_implementation": "eager"}}, workload=uneven)
+    assert found.path.split()[1] == "joined-padded"
+    usual = GENERIC + 4 * (H + Q + H + F) + 4 * RANKS + HEADS * 150 * 8
+    assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * 600 * usual)
+    found = cost({"base_model": {"attn_implementation": "eager"}}, workload=uneven, fused=False)
     assert found.path.split()[1] == "padded"
-    usual = GENERIC + 4 * (H + Q + H + F) + 4 * RANKS + 1.7 * 4 * (Q + 2 * K + H + 2 * F + H)
-    usual += HEADS * 150 * 8
+    usual += 1.7 * 4 * (Q + 2 * K + H + 2 * F + H)
     assert found.memory["activations"] == pytest.approx(LAYERS * 600 * usual)
 
 
@@ -292,6 +295,23 @@ def test_kernels_that_stay_are_as_many_as_shapes_up_to_what_is_kept(cost, monkey
     assert cost(device=AMD, workload=uneven, max_steps=50).memory["kernels"] == onednn.KERNEL_BYTES * onednn.KEPT
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     assert cost(device=AMD, workload=uneven, max_steps=50).memory["kernels"] == onednn.KERNEL_BYTES * 1024
+
+
+def test_adapters_as_one_step_with_their_layers(cost):
+    """GPT-NeoX has q, k, v in one: four linear layers, whose inputs are kept once, with a byte for what is dropped."""
+    neox = replace(WORK, model_config=NEOX)
+    inputs = H + H + H + F
+    usual = 2 * H * 4 + 4 * H * 4 + 4 * HEADS + F * 4 + 4 * inputs + 4 * 8 * 4
+    found = cost(workload=neox)
+    assert found.path == "lora joined-one-row 32bit no"
+    assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * usual)
+    assert found.memory["temporary"] == TOKENS * BACK
+    dropped = cost(method=lora(dropout=0.1), workload=neox)
+    assert dropped.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * (usual + inputs))
+    assert cost(workload=neox, fused=False).memory["activations"] > found.memory["activations"]
+    roomy = cost(workload=neox, device=replace(AMD, memory_bytes=2**40))
+    linear = LAYERS * (3 * H * H + 3 * H + H * H + H + 2 * H * F + F + H)
+    assert roomy.memory["ordered copies"] == 4 * (linear + V * H)
 
 
 def test_layers_without_gates(cost):
