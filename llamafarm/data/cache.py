@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, fields
@@ -16,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from llamafarm.api import Example
-from llamafarm.data.fit import IGNORED, TokenizedRow
+from llamafarm.data.stored import TokenRows
 from llamafarm.data.tokens import Loss, Tokenized
 from llamafarm.files import replacing
 from llamafarm.models.trl_templates import training_template
 
 _UNUSED_DAYS = 30
 _NOT_TOKENIZED = {"ref", "difficulty"}
-_ARRAYS = ("input_ids", "learned", "lengths", "examples")
+_ARRAYS = {"input_ids": ("I32", 4), "learned": ("U8", 1), "lengths": ("I32", 4), "examples": ("I32", 4)}
+"""Name → format and bytes of a number."""
+_ROWS = 1000
+"""Rows that are read at a time."""
 
 
 def cache_folder() -> Path:
@@ -67,56 +71,82 @@ def read(path: Path) -> Tokenized | None:
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-        if about["digest"] != _digest(arrays, about["counts"], about["losses"], about["audit"]):
+            lengths, examples = (file.get_tensor(name).tolist() for name in ("lengths", "examples"))
+            ids, learned = file.get_slice("input_ids"), file.get_slice("learned")
+            if ids.get_shape() != [sum(lengths)] or learned.get_shape() != [sum(lengths)]:
+                return None
+            rows, total, start = TokenRows(), _Digest(about), 0
+            for first in range(0, len(lengths), _ROWS):
+                sizes = lengths[first : first + _ROWS]
+                end = start + sum(sizes)
+                some_ids, some_learned, start = ids[start:end].tobytes(), learned[start:end].tobytes(), end
+                at = 0
+                for size, example in zip(sizes, examples[first : first + _ROWS], strict=True):
+                    parts = some_ids[4 * at : 4 * (at + size)], some_learned[at : at + size]
+                    rows.append_packed(*parts, example)
+                    total.add(parts, example)
+                    at += size
+        if about["digest"] != total.hexdigest():
             return None
         os.utime(path)
     except (OSError, SafetensorError, KeyError):
         return None
     losses = {index: Loss(*loss) for index, *loss in json.loads(about["losses"])}
-    return Tokenized(_rows(arrays), json.loads(about["counts"]), losses, about["audit"])
+    return Tokenized(rows, json.loads(about["counts"]), losses, about["audit"])
 
 
 def write(path: Path, tokenized: Tokenized) -> None:
     """Keep rows, and remove what nobody has used for a month; a disk that refuses is no reason to fail."""
-    import numpy as np
-    from safetensors.numpy import save
-
     rows = tokenized.rows
-    arrays = {
-        "input_ids": np.array([token for row in rows for token in row.input_ids], dtype=np.int32),
-        "learned": np.array([label != IGNORED for row in rows for label in row.labels], dtype=np.uint8),
-        "lengths": np.array([len(row.input_ids) for row in rows], dtype=np.int32),
-        "examples": np.array([row.example for row in rows], dtype=np.int32),
-    }
     counts = json.dumps(dict(tokenized.counts))
     losses = json.dumps([[index, *astuple(loss)] for index, loss in tokenized.losses.items()])
     about = {"counts": counts, "losses": losses, "audit": tokenized.audit}
-    about["digest"] = _digest(arrays, *about.values())
+    total = _Digest(about)
+    for number, example in enumerate(rows.examples):
+        total.add(rows.packed(number), example)
+    about["digest"] = total.hexdigest()
     with suppress(OSError):
         with replacing(path) as (file,):
-            file.write(save(arrays, about))
+            file.write(_header(about, len(rows), sum(rows.lengths)))
+            for part in range(2):
+                for number in range(len(rows)):
+                    file.write(rows.packed(number)[part])
+            for numbers in (rows.lengths, rows.examples):
+                file.write(array("i", numbers).tobytes())
         for old in path.parent.glob("*.safetensors"):
             if old.stat().st_mtime < time.time() - _UNUSED_DAYS * 24 * 3600:
                 old.unlink()
 
 
-def _rows(arrays: Mapping[str, Any]) -> list[TokenizedRow]:
-    ids: list[int] = arrays["input_ids"].tolist()
-    learned: list[int] = arrays["learned"].tolist()
-    labels = [token if on else IGNORED for token, on in zip(ids, learned, strict=True)]
-    rows, start = [], 0
-    for length, example in zip(arrays["lengths"].tolist(), arrays["examples"].tolist(), strict=True):
-        rows.append(TokenizedRow(ids[start : start + length], labels[start : start + length], example))
-        start += length
-    return rows
+def _header(about: Mapping[str, str], rows: int, tokens: int) -> bytes:
+    """What stands before the arrays in a file of safetensors, so that they can be written row by row."""
+    header: dict[str, Any] = {"__metadata__": about}
+    start = 0
+    for name, (kind, width) in _ARRAYS.items():
+        count = rows if name in ("lengths", "examples") else tokens
+        header[name] = {"dtype": kind, "shape": [count], "data_offsets": [start, start + width * count]}
+        start += width * count
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
-def _digest(arrays: Mapping[str, Any], *texts: str) -> str:
-    total = blake2b("\0".join(texts).encode(), digest_size=16)
-    for name in _ARRAYS:
-        total.update(arrays[name].tobytes())
-    return total.hexdigest()
+class _Digest:
+    """Of rows, one after the other, and what is said about them."""
+
+    def __init__(self, about: Mapping[str, str]) -> None:
+        words = "\0".join(about[name] for name in ("counts", "losses", "audit"))
+        self._total = blake2b(words.encode(), digest_size=16)
+
+    def add(self, packed: tuple[bytes, bytes], example: int) -> None:
+        """One more row."""
+        self._total.update(len(packed[1]).to_bytes(8, "little") + example.to_bytes(8, "little"))
+        for part in packed:
+            self._total.update(part)
+
+    def hexdigest(self) -> str:
+        """Of all of them."""
+        return self._total.hexdigest()
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llamafarm.api import Example, FiltersConfig
 from llamafarm.errors import DataError
@@ -83,7 +83,7 @@ class Filters:
             raise DataError.of("LF-DATA-251", message, where=str(example.ref), hint=hint) from None
 
 
-def require_rest(examples: list[Example], filters: Filters) -> None:
+def require_rest(examples: Sequence[Example], filters: Filters) -> None:
     """Refuse rules that leave nothing to train on.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-from llamafarm.api import Example, GenerateDataConfig, Row, RowRef, RowsConfig
+from llamafarm.api import GenerateDataConfig, Row, RowRef, RowsConfig
 from llamafarm.data.columns import Renamed
 from llamafarm.data.digests import example_digest, row_digest
 from llamafarm.data.filters import Filters
@@ -17,6 +17,7 @@ from llamafarm.data.problems import SHOWN, ProblemLog
 from llamafarm.data.registered_rows import translated
 from llamafarm.data.registry import FILE, registered
 from llamafarm.data.sources import Notice, Rows, Source, parse, read, sample
+from llamafarm.data.stored import Examples
 from llamafarm.data.tasks import of_task
 from llamafarm.errors import DataError
 
@@ -25,7 +26,7 @@ from llamafarm.errors import DataError
 class Loaded:
     """Examples in the order of their rows, and the digest of what each holds: equal for copies."""
 
-    examples: list[Example] = field(default_factory=list)
+    examples: Examples = field(default_factory=Examples)
     contents: list[bytes] = field(default_factory=list)
 
 

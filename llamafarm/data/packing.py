@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llamafarm.data.fit import TokenizedRow
+from llamafarm.data.stored import Stored, lengths_of
 
 
 @dataclass(slots=True)
@@ -25,13 +26,25 @@ class Pack:
     positions: list[int]
 
 
-def pack(rows: Sequence[TokenizedRow], capacity: int, seed: int) -> list[Pack]:
+class Packs(Stored[Pack]):
+    """Packs that are joined when they are asked for.
+
+    Attributes:
+        lengths: Tokens of each.
+    """
+
+    def __init__(self, rows: Sequence[TokenizedRow], chosen: Sequence[Sequence[int]]) -> None:
+        sizes = lengths_of(rows)
+        self.lengths = [sum(sizes[index] for index in indices) for indices in chosen]
+        super().__init__(lambda number: join([rows[index] for index in chosen[number]]), range(len(chosen)))
+
+
+def pack(rows: Sequence[TokenizedRow], capacity: int, seed: int) -> Packs:
     """Pack rows, best fit decreasing, into packs of at most `capacity` tokens; a longer row is a pack of its own.
 
     Which of several equally long rows goes where, and the order within a pack, are the seed's.
     """
-    chosen = best_fit([len(row.input_ids) for row in rows], capacity, seed)
-    return [join([rows[index] for index in indices]) for indices in chosen]
+    return Packs(rows, best_fit(lengths_of(rows), capacity, seed))
 
 
 def best_fit(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:

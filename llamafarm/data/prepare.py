@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafarm.api import DatasetConfig, DataSplitter, PreparedData, Row
+from llamafarm.api import DatasetConfig, DataSplitter, Example, PreparedData, Row
 from llamafarm.data.assign import assign
 from llamafarm.data.digests import data_digest
 from llamafarm.data.filters import Filters, require_rest
@@ -126,12 +127,20 @@ def _exhaust(rows: Iterable[Row]) -> None:
     deque(rows, maxlen=0)
 
 
-def _side(whole: Loaded, sides: Sequence[bool], *, held_out: bool) -> Loaded:
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Examples of one side, and the digest of what each holds."""
+
+    examples: Sequence[Example]
+    contents: Sequence[bytes]
+
+
+def _side(whole: Loaded, sides: Sequence[bool], *, held_out: bool) -> _Side:
     chosen = [index for index, side in enumerate(sides) if bool(side) is held_out]
-    return Loaded([whole.examples[index] for index in chosen], [whole.contents[index] for index in chosen])
+    return _Side(whole.examples.chosen(chosen), [whole.contents[index] for index in chosen])
 
 
-def _result(train: Loaded, held_out: Loaded, dropped: dict[str, int]) -> PreparedData:
+def _result(train: _Side, held_out: _Side | Loaded, dropped: dict[str, int]) -> PreparedData:
     trained, held = len(train.examples), len(held_out.examples)
     distinct = len(set(train.contents)) + len(set(held_out.contents))
     counts = {
@@ -142,4 +151,4 @@ def _result(train: Loaded, held_out: Loaded, dropped: dict[str, int]) -> Prepare
         "copies": trained + held - distinct,
     }
     digest = data_digest({"train": train.contents, "eval": held_out.contents})
-    return PreparedData(tuple(train.examples), tuple(held_out.examples), counts, digest)
+    return PreparedData(train.examples, held_out.examples, counts, digest)

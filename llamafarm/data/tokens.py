@@ -17,6 +17,7 @@ from llamafarm.data.fit import IGNORED, TokenizedRow, pieces, truncate, whole
 from llamafarm.data.problems import ProblemLog
 from llamafarm.data.render import renderer
 from llamafarm.data.spans import Rendered
+from llamafarm.data.stored import TokenRows
 from llamafarm.data.strict import Fault
 from llamafarm.errors import DataError, ModelError
 
@@ -78,7 +79,7 @@ class Tokenized:
         audit: The result of the mask audit in one sentence; empty if there was none.
     """
 
-    rows: list[TokenizedRow]
+    rows: TokenRows
     counts: Mapping[str, int]
     losses: Mapping[int, Loss] = field(default_factory=dict)
     audit: str = ""
@@ -124,7 +125,7 @@ def tokenize(
     _require_trainable(examples, stage)
     everything = train_on_inputs or stage == "pt"
     counts: Counter[str] = Counter(examples=len(examples))
-    rows: list[TokenizedRow] = []
+    rows = TokenRows()
     losses: dict[int, Loss] = {}
     too_long = ProblemLog()
     encoder = Encoder(tokenizer, first_token)
@@ -165,8 +166,8 @@ def tokenize(
         auditor.check(len(examples), counts["dropped_without_answer"])
     counts.update(
         rows=len(rows),
-        learned_from=len({row.example for row in rows}),
-        longest=max(len(row.input_ids) for row in rows),
+        learned_from=len(set(rows.examples)),
+        longest=max(rows.lengths),
         trained_tokens_cut=sum(loss.trained_tokens for loss in losses.values()),
         end_tokens_cut=sum(loss.ends for loss in losses.values()),
         answers_without_end=sum(loss.open_end for loss in losses.values()),

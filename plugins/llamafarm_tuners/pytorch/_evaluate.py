@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from llamafarm.data.stored import lengths_of
 from llamafarm_tuners.pytorch._batches import TokenRow
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._memory import free, is_out_of_memory
@@ -38,7 +39,7 @@ def evaluate(
     Every process takes its share of the rows; all return the same figures. Rows that do not fit into the memory
     together are taken again in smaller parts, as many at a time as `fewer` says of their number (0: not at all).
     """
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids))
+    order = sorted(range(len(rows)), key=lengths_of(rows).__getitem__)
     mine = order[accelerator.process_index :: accelerator.num_processes]
     totals = torch.zeros(3, dtype=torch.float64)
     was_training = model.training

@@ -12,6 +12,7 @@ import torch
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingConfig, TrainingResult
 from llamafarm.data.questions import questions
+from llamafarm.data.stored import joined
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
@@ -135,7 +136,7 @@ def _found(job: Fit) -> Found:
 
 def paths_of(job: Fit, work: Work) -> AbstractContextManager[Paths]:
     """The ways in which the model computes while it is trained; a compiled one computes in its own."""
-    device, rows = job.accelerator.device, [*work.rows, *work.held_out]
+    device, rows = job.accelerator.device, joined(work.rows, work.held_out)
     wanted = Wanted.nothing() if work.training.torch_compile else ways(work.training, job.plan)
     return fast_paths(moved(work.trained.model, device), rows, device, job.run, wanted, job.accelerator.autocast)
 

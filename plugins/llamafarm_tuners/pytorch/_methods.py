@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llamafarm.api import Method, RunContext, TrainingConfig, TrainingStart, TrainingStep
+from llamafarm.data.stored import in_order, lengths_of
 from llamafarm_tuners.pytorch._batches import TokenRow, epoch_order, padded
 
 
@@ -27,9 +28,9 @@ class Methods:
     def begin(self, rows: Sequence[TokenRow], pad_token_id: int, training: TrainingConfig, steps: int) -> None:
         """Let them look at the rows, on the device where the model is."""
         seed = training.seed if training.data_seed is None else training.data_seed
-        order = epoch_order([len(row.input_ids) for row in rows], seed, 0, 1)
+        order = epoch_order(lengths_of(rows), seed, 0, 1)
         device = next(self.model.parameters()).device
-        start = TrainingStart(steps, partial(_batches, [rows[row] for row in order], pad_token_id, device))
+        start = TrainingStart(steps, partial(_batches, in_order(rows, order), pad_token_id, device))
         for method in self._methods:
             method.begin(self.model, start, self._run)
 

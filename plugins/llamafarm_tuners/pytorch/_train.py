@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llamafarm.api import ResumePoint, RunContext
+from llamafarm.data.stored import lengths_of
 from llamafarm.errors import DiskError
 from llamafarm.models.checkpoint import read_manifest
 from llamafarm_tuners.pytorch._batches import epoch_order, micro_batches, steps_of
@@ -262,7 +263,8 @@ class _Training:
         if not training.auto_find_batch_size or micro.limit is not None:
             return
         rows = min(len(self.work.rows), training.batch_size * self.sizes.accumulation)
-        longest = sorted(range(len(self.work.rows)), key=lambda row: -len(self.work.rows[row].input_ids))[:rows]
+        lengths = lengths_of(self.work.rows)
+        longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])[:rows]
         self.stepper.try_sizes(longest)
         message = f"{micro.limit} of the {rows} rows of a step go through the model at a time, tried with the longest"
         self.run.emit("micro_batch", step=step, rows=micro.limit)
@@ -305,7 +307,7 @@ def _steps(work: Work, sizes: Sizes, done: int) -> Iterator[tuple[int, list[list
     """The rows of each micro-step of each optimizer step after `done` for this process, with the step's number."""
     training, accelerator = work.training, work.accelerator
     seed = training.seed if training.data_seed is None else training.data_seed
-    lengths = [len(row.input_ids) for row in work.rows]
+    lengths = lengths_of(work.rows)
     if done >= sizes.steps:
         return
     step = done - done % sizes.steps_per_epoch

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from llamafarm.api import CurriculumConfig, Decision, Example, RunPlan
 from llamafarm.data.fit import TokenizedRow
+from llamafarm.data.stored import lengths_of
 from llamafarm.errors import Problem
 from llamafarm_tuners.pytorch.config import PytorchConfig
 
@@ -17,7 +18,7 @@ def difficulty(
     if curriculum is None:
         return None
     if curriculum.by == "tokens":
-        return [float(len(row.input_ids)) for row in rows]
+        return [float(length) for length in lengths_of(rows)]
     measure = _words if curriculum.by == "words" else _column
     return [measure(examples[row.example]) for row in rows]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from llamafarm.api import Decision, RunContext, RunPlan, TrainingConfig
 from llamafarm.data.fit import TokenizedRow
 from llamafarm.data.packing import Pack, pack
+from llamafarm.data.stored import lengths_of
 from llamafarm.errors import Problem
 from llamafarm_tuners.pytorch.config import PytorchConfig
 from llamafarm_tuners.pytorch.schedule import plan_sizes
@@ -24,7 +25,7 @@ def packed_rows(
     if not training.packing:
         return rows
     packs = pack(rows, capacity(training), training.seed if training.data_seed is None else training.data_seed)
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = sum(lengths_of(rows))
     sizes = plan_sizes(len(packs), training, devices)
     a_step = training.batch_size * devices * training.gradient_accumulation_steps
     message = (

@@ -10,6 +10,7 @@ from llamafarm.api import Example, FineTunerConfig, PreparedData, RunContext
 from llamafarm.data.cache import cache_file, read, write
 from llamafarm.data.explicit import explicit_mask
 from llamafarm.data.ledger import check_losses, losses_by_source, row_ledger, said_of_losses
+from llamafarm.data.stored import TokenRows
 from llamafarm.data.tokens import Tokenized, tokenize
 
 
@@ -68,7 +69,7 @@ def _tokenized(
     first_token: int | None,
 ) -> Tokenized:
     if not examples:
-        return Tokenized([], {})
+        return Tokenized(TokenRows(), {})
     options: dict[str, Any] = {
         "stage": config.training.stage,
         "max_seq_length": config.training.max_seq_length,

@@ -164,14 +164,17 @@ def _documents(
     model: nn.Module, rows: Sequence[TokenRow], device: torch.device, probe: Probe, stack: ExitStack
 ) -> str | None:
     """Let the model compute documents in one row; return why it cannot, if so."""
-    config: Any = transformers_model(model).config
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "the method puts something before the tokens"
-    before, longest = _kernel(model), max(len(row.input_ids) for row in documents(rows))
+    before = _kernel(model)
+    config: Any = transformers_model(model).config
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if any(window is not None and window < longest for window in windows):
-        return f"rows of {longest:,} tokens are longer than the window of this model's attention"
+    shortest = min((window for window in windows if window is not None), default=None)
+    if shortest is not None:
+        longest = max(len(one.input_ids) for row in rows for one in documents([row]))
+        if shortest < longest:
+            return f"rows of {longest:,} tokens are longer than the window of this model's attention"
     ours = before == "sdpa" or (before == "eager" and getattr(text, "attn_logit_softcapping", None) is not None)
     if not ours and "flash" not in str(before):
         return f"{before} attention does not keep documents apart"
