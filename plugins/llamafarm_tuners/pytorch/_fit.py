@@ -17,6 +17,7 @@ from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
 from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
+from llamafarm.models.positions import require_positions
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import Found, newest, recover
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
@@ -162,6 +163,7 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     base_config, model, why = base_model(loading, config, plan, rows, job.accelerator, job.begun)
     job.config = config = base_config
     say_precision(model, config, plan, run, why)
+    _require_positions(job, model, [*rows, *held_out])
     job.identity.update(_identity(job, tokenizer))
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
@@ -187,6 +189,15 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     hard = difficulty(config.training.curriculum, rows, job.data.train)
     work = Work(trained, learned, held_out, config.training, job.accelerator, plan.output_dir, methods, hard, tasks)
     return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
+
+
+def _require_positions(job: Fit, model: Any, rows: Sequence[TokenizedRow]) -> None:
+    """Refuse rows that the model has no positions for, before one of them comes up; warn of those it never saw."""
+    before = sum(method.adapter().virtual_tokens for method in job.plan.methods)
+    longest = max(len(row.input_ids) for row in rows) + before
+    hint = "set training.max_seq_length: {}" if not before else f"set training.max_seq_length: {{}} less {before}"
+    if warning := require_positions(model, longest, "the longest row", hint):
+        job.run.emit("warning", message=warning)
 
 
 def _identity(job: Fit, tokenizer: Any) -> dict[str, Any]:
