@@ -71,6 +71,18 @@ def test_a_run_says_what_of_a_device_block_the_machine_has_not(registry: Registr
     assert notice.startswith("training.tf32: off: ")
 
 
+def test_a_splitter_beside_named_held_out_rows_is_said_to_do_nothing(registry: Registry, tmp_path: Path):
+    for name in ("data", "held_out"):
+        (tmp_path / f"{name}.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3, encoding="utf-8")
+    path = tmp_path / "s.yaml"
+    path.write_text("name: s\ndata_splitter: random\n", encoding="utf-8")
+    given = ("base_model=builtin:tiny", f"dataset={tmp_path / 'data.jsonl'}", f"output_dir={tmp_path / 'out'}")
+    for more, said in (((), []), ((f"dataset.eval_path={tmp_path / 'held_out.jsonl'}",), ["data_splitter"])):
+        loaded = load(Request(str(path), sets=(*given, *more, "hardware=cpu")), registry)
+        notices = not_as_asked(loaded, make_plan(loaded, registry).plan)
+        assert [notice.partition(":")[0] for notice in notices] == said
+
+
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_fragments(registry: Registry, path: Path, tmp_path: Path):
     if path.parent.name in SEVERAL_BLOCKS:

@@ -55,6 +55,13 @@ from llamafarm_tuners.pytorch.schedule import plan_sizes
 from llamafarm_tuners.pytorch.sides import tokenized_sides
 from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
 
+_OF_EVALUATION = (
+    "training.eval_steps",
+    "training.compute_metrics",
+    "training.per_device_eval_batch_size",
+    "training.metric_for_best_model",
+)
+
 
 def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
     """Carry out a run.
@@ -222,8 +229,8 @@ def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
             problems.append(Problem("LF-TRAIN-010", message, job.plan.given[path], hint))
         else:
             job.run.emit("notice", message=f"{message}, so it is off; {hint}")
-    if not held_out and "training.eval_steps" in job.plan.given:
-        job.run.emit("notice", message=f"training.eval_steps: nothing is held out to evaluate on; {hint}")
+    for path in (path for path in _OF_EVALUATION if path in job.plan.given and not held_out):
+        job.run.emit("notice", message=f"{path}: nothing is held out to evaluate on; {hint}")
     if problems:
         raise StrategyError(problems)
 

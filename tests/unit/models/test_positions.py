@@ -74,7 +74,7 @@ def test_an_answer_ends_where_the_table_ends(made, architecture):
     prompts = ["a", "a b c d e f"]
     answers = generate(model, tokenizer, prompts, Sampling(max_new_tokens=100), batch_size=1)
     assert len(answers) == 2
-    with pytest.raises(ModelError, match="LF-MODEL-222|the model 40 positions"):
+    with pytest.raises(ModelError, match="and the model 40 positions"):
         generate(model, tokenizer, [" a b c" * 40], Sampling(max_new_tokens=1))
 
 
@@ -97,6 +97,6 @@ def test_training_says_so_before_the_first_step(made, run_strategy, tmp_path, ar
         ran = run_strategy("pytorch", *sets)
         assert any("40 positions" in str(event.fields) for event in ran.events if event.type == "warning")
         return
-    with pytest.raises(ModelError, match="set training.max_seq_length: 40"):
+    with pytest.raises(ModelError, match=r"set training\.max_seq_length: 40"):
         run_strategy("pytorch", *sets)
     run_strategy("pytorch", *sets, "training.max_seq_length=40", "dataset.over_long=split")

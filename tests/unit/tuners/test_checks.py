@@ -292,6 +292,10 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(make, tmp_path):
         ("training.warmup_ratio", training(warmup_steps=5)),
         ("training.warmup_ratio", training(lr_scheduler_type="constant")),
         ("training.warmup_steps", training(lr_scheduler_type="constant")),
+        ("training.warmup_steps", training(warmup_steps=0)),
+        ("training.hub_model_id", training(hub_model_id="me/mine")),
+        ("training.save_total_limit", training(save_strategy="no")),
+        ("base_model.revision", base(huggingface_id="builtin:tiny", revision="main")),
         ("training.eval_steps", training(eval_strategy="epoch")),
         ("training.save_steps", training(save_strategy="no")),
         ("training.eval_accumulation_steps", training(eval_accumulation_steps=4)),
@@ -313,6 +317,12 @@ def test_settings_without_effect_are_explained(make, path, options):
     problems, decisions = findings(make(options, (path,)))
     assert problems == {}
     assert decisions[path].reason
+
+
+def test_no_warm_up_steps_beside_a_ratio_is_what_transformers_means_by_it(make):
+    written = ("training.warmup_steps", "training.warmup_ratio")
+    assert findings(make(training(warmup_steps=0, warmup_ratio=0.1), written)) == ({}, {})
+    assert findings(make(training(warmup_steps=0, warmup_ratio=0.0), written[:1])) == ({}, {})
 
 
 def test_checking_imports_nothing_heavy():
