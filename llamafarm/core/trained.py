@@ -115,7 +115,7 @@ def base_dtype_of(name: str) -> str | None:
 
 
 def _dtype(device: DeviceSpec | None, trained: str | None) -> Any:
-    """As it was trained; else half the memory on GPUs, where it costs no speed, and on CPUs what training computes in."""
+    """As it was trained; else half the memory on GPUs, where it costs no speed, and full precision on CPUs."""
     import torch
 
     if trained is not None:
