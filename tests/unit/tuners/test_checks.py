@@ -280,6 +280,13 @@ def test_uploading_needs_a_place_and_a_network(make, monkeypatch):
         findings(make(training(push_to_hub=True, hub_model_id="a/b")))
 
 
+@pytest.mark.parametrize("method", [Lora(Lora.Config()), FULL])
+def test_an_adapter_is_no_base_to_start_from(make, tmp_path, method):
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    problems, _ = findings(make(base(huggingface_id=str(tmp_path)), ("base_model.huggingface_id",), method=method))
+    assert "--to merged" in problems["LF-MODEL-223"].hint
+
+
 def test_a_hub_model_that_is_not_cached_is_refused_offline(make, tmp_path):
     with pytest.raises(NetworkError, match="LF-NET-001"):
         findings(make(base(huggingface_id="nobody/nothing", cache_dir=str(tmp_path))))
