@@ -63,7 +63,8 @@ def load_model(
         device: Where quantized weights go; others stay on the CPU for the caller to move.
 
     Raises:
-        ModelError: If it is an adapter, the folder is damaged, the architecture is unknown, or the attention kernel does not fit.
+        ModelError: If it is an adapter, the folder is damaged, the architecture is unknown, or the attention kernel
+            does not fit.
         PluginError: If the weights are stored in a format whose library is not installed.
         SecurityError: If the model wants to run code of its own and was not allowed to.
     """
