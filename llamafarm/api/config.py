@@ -458,7 +458,9 @@ class TrainingConfig(Config):
     adam_beta1: Fraction = Field(0.9, description="AdamW beta 1.")
     adam_beta2: Fraction = Field(0.999, description="AdamW beta 2.")
     adam_epsilon: Positive = Field(1e-8, description="AdamW epsilon.")
-    weight_decay: NonNegative = Field(0.01, description="Decoupled weight decay; not on biases and norms.")
+    weight_decay: NonNegative = Field(
+        0.01, description="Decoupled weight decay; not on vectors: biases, norms, DoRA's magnitudes."
+    )
     max_grad_norm: NonNegative = Field(1.0, description="Clip the gradient's global norm; 0: no clipping.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more work.")
     # evaluation

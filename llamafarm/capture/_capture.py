@@ -21,21 +21,25 @@ from llamafarm.files import write_atomically
 from llamafarm.models.first_token import begun, first_token
 
 SUMMARY = "capture_summary.json"
+_USUAL = 1024
+"""Tokens of a row if nobody says how many."""
 
 
-def input_row(model: Any, tokenizer: Any, *, length: int, seed: int, text: str | None = None) -> list[int]:
+def input_row(model: Any, tokenizer: Any, *, length: int | None, seed: int, text: str | None = None) -> list[int]:
     """The row to run: a text, or tokens drawn by chance; it begins as the model's rows do in training.
 
     A model that was not trained with a first token of its own begins with its tokenizer's BOS, else EOS, so that base
     and tuned model see the same row.
 
     Returns:
-        At most `length` token ids.
+        At most `length` token ids; without a length 1,024, or as many as the model's longest row has.
 
     Raises:
         DataError: If there is nothing to run, or it is longer than the model's longest row.
     """
     longest = getattr(model.config, "max_position_embeddings", None)
+    if length is None:
+        length = min(_USUAL, longest or _USUAL)
     if longest is not None and length > longest:
         message = f"--seq-len {length}: the model's longest row has {longest} tokens"
         raise DataError.of("LF-DATA-220", message, hint=f"give at most {longest}")

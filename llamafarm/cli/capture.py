@@ -25,7 +25,10 @@ def capture(
         typer.Option("--model", "-m", "--model-id", help="Folder of a model or adapter, builtin:NAME, or hub id."),
     ] = None,
     output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Folder to write to.")] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", min=2, help="Longest row, in tokens.")] = 1024,
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", min=2, help="Longest row, in tokens; by default 1024, or the model's longest."),
+    ] = None,
     data_seed: Annotated[int, typer.Option("--data-seed", min=0, help="Seed of the row, if no text is given.")] = 42,
     text: Annotated[str | None, typer.Option("--text", help="The row as text, instead of tokens by chance.")] = None,
     text_file: Annotated[Path | None, typer.Option("--text-file", help="The same from a file.")] = None,

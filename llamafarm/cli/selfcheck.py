@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -28,10 +29,10 @@ def selfcheck(
     from llamafarm.testing.run_context import RecordingRun
 
     session, registry = session_of(context), load_registry()
-    loaded = load(Request(strategy, sets=tuple(sets or ())), registry)
-    planned = make_plan(loaded, registry)
-    run = RecordingRun(planned.plan.output_dir)
-    with hushed():
+    with TemporaryDirectory() as folder, hushed():  # nothing is written: what output_dir holds is no obstacle
+        loaded = load(Request(strategy, sets=(*(sets or ()), f"output_dir={folder}")), registry)
+        planned = make_plan(loaded, registry)
+        run = RecordingRun(planned.plan.output_dir)
         data = prepare(loaded.tuner_config.dataset, planned.splitter, notice=session.notice)
         found = planned.tuner.selfcheck(planned.plan, data, run)
     paths = next((dict(event.fields) for event in run.events if event.type == "paths"), {})

@@ -64,13 +64,14 @@ def suggestions(values: Mapping[str, Any], registry: Registry, name: str, probe:
 
 
 def device_block(written: Layer, name: str) -> Layer:
-    """The strategy's `optimization.<device>` block as a layer of its own, just above the strategy."""
+    """The `optimization.<device>` block as a layer of its own, just above the strategy, whoever wrote its values."""
     prefix: Path = ("optimization", name)
     layer = Layer()
     for path in [path for path in written.origins if path[:2] == prefix and len(path) > 2]:
         value = descend(written.values, path)
         if not isinstance(value, dict) and value is not None:
             origin = written.origins[path]
-            placed = Origin("device", origin.place, origin.key_place, preset=origin.preset)
+            from_outside = origin.kind in ("environment", "flag", "set")
+            placed = origin if from_outside else Origin("device", origin.place, origin.key_place, preset=origin.preset)
             layer.put((*TUNER, *path[2:]), value, placed)
     return layer

@@ -92,7 +92,7 @@ class _Loading:
         values = overridden.values
         device, probes = choose_device(values, self.registry, self.instead)
         weak = [*self.method_defaults(values), suggestions(values, self.registry, device, probes.get(device))]
-        merged = merge([*weak, *_dataset_dir(source), *below, device_block(strategy, device), *above])
+        merged = merge([*weak, *_dataset_dir(source), *below, device_block(overridden, device), *above])
         if unmet := unmet_requirements(merged, self.registry):
             raise PluginError([*unmet, *self.problems])
         model = validate(merged, self.registry, self.problems)

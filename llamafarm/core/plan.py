@@ -10,7 +10,7 @@ from typing import Any
 from llamafarm.api.components import DataSplitter, FineTuner, Method, RunPlan
 from llamafarm.api.config import FineTunerConfig
 from llamafarm.api.launch import is_follower, world_size
-from llamafarm.api.values import Decision, DeviceSpec, ResumePoint
+from llamafarm.api.values import NO_EFFECT, Decision, DeviceSpec, ResumePoint
 from llamafarm.core.canonical import TUNER
 from llamafarm.core.exports import export_problems
 from llamafarm.core.layers import Origin, descend, dotted
@@ -185,6 +185,9 @@ def _decisions(loaded: Loaded) -> Iterator[Decision]:
             yield Decision("device", f"not {name}", reason)
     if _splits_by_itself(loaded):
         yield Decision("data_splitter", DEFAULT_SPLITTER, "evaluation is asked for, and no held-out rows are named")
+    splitter = loaded.origins.get(("components", "data_splitter", "type"))
+    if splitter is not None and not splitter.preset and loaded.tuner_config.dataset.eval_path is not None:
+        yield Decision("data_splitter", NO_EFFECT, "dataset.eval_path names the held-out rows")
     for path, origin in loaded.origins.items():
         if origin.kind in ("hardware", "device", "method") and path[: len(TUNER)] == TUNER:
             value = descend(loaded.values, path)

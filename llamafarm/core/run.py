@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from llamafarm.api import NO_EFFECT, Event, RunPlan, TrainingResult
+from llamafarm.core.canonical import TUNER
 from llamafarm.core.contract import settings
 from llamafarm.core.estimate import Estimate, compare, quietly
 from llamafarm.core.explain import redact, resolved_yaml, secrets
+from llamafarm.core.layers import dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.lock import this_process
 from llamafarm.core.manifest import manifest, now
@@ -63,7 +65,7 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
     """
     run = Run(loaded, planned, listener)
     with run.stoppable():
-        for notice in (*loaded.notices, *_not_as_asked(planned.plan)):
+        for notice in (*loaded.notices, *not_as_asked(loaded, planned.plan)):
             run.emit("notice", message=notice)
         run.emit("phase", name="loading data")
         config = loaded.tuner_config
@@ -93,14 +95,21 @@ def train(loaded: Loaded, planned: Planned, registry: Registry, listener: Listen
     return Outcome(run.run_id, planned.plan.output_dir, result, expected)
 
 
-def _not_as_asked(plan: RunPlan) -> Iterator[str]:
-    """What somebody wrote down and is otherwise, or changes nothing: a word for each."""
+def not_as_asked(loaded: Loaded, plan: RunPlan) -> Iterator[str]:
+    """What is otherwise than written, or changes nothing: a word for each.
+
+    Whether the user wrote it, or a preset or device block that asks for what this machine has not.
+    """
+    origins = {dotted(path[len(TUNER) :]): origin for path, origin in loaded.origins.items() if path[:2] == TUNER[:2]}
     for decision in plan.decisions:
         path = decision.subject
         if plan.resume is not None and not any(change.startswith(f"{path} ") for change in plan.resume.changes):
             continue  # said when the run began
+        origin = origins.get(path)
+        wished = origin is not None and (origin.preset or origin.kind == "device")
+        restated = origin is not None and decision.reason == f"from {origin.place}"  # the value as it was written
         written = any(key == path or key.startswith(f"{path}.") for key in plan.given)
-        if written or decision.value == NO_EFFECT:
+        if written or decision.value == NO_EFFECT or (wished and not restated):
             yield f"{path}: {decision.value}: {decision.reason}"
 
 

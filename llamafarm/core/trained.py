@@ -49,8 +49,8 @@ def load_trained(
         name: A folder, a hub id or `builtin:NAME`.
         registry: Where the methods that made it are found.
         device: torch's device type; None: what training would use here.
-        dtype: torch dtype of the weights; None: what the base had in training where it had 16 bits, else bfloat16 where
-            that costs no speed, else float32.
+        dtype: torch dtype of the weights; None: what the base had in training where it had 16 bits, else bfloat16 on
+            GPUs that compute in it, else float32.
         unpacked: Take a quantized base back to full precision: the values that quantization left, as plain weights.
         trust_remote_code: Let it, or the base that an adapter names, run code of its own; a flag alone sets this.
 
@@ -115,9 +115,10 @@ def base_dtype_of(name: str) -> str | None:
 
 
 def _dtype(device: DeviceSpec | None, trained: str | None) -> Any:
-    """As it was trained; else half the memory where it costs no speed, and exact elsewhere."""
+    """As it was trained; else half the memory on GPUs, where it costs no speed, and full precision on CPUs."""
     import torch
 
     if trained is not None:
         return getattr(torch, trained)
-    return torch.bfloat16 if device is not None and device.details.get("bf16") else torch.float32
+    small = device is not None and device.type != "cpu" and device.details.get("bf16")
+    return torch.bfloat16 if small else torch.float32

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from llamafarm.data.fit import IGNORED, TokenizedRow
 from llamafarm.models.inner import can_select_logits
+from llamafarm.models.positions import require_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,13 @@ def likelihoods(model: Any, rows: Sequence[TokenizedRow], *, batch_size: int) ->
         model: A causal language model in evaluation mode.
         rows: Token ids and labels.
         batch_size: Rows at a time; similar lengths stand together.
+
+    Raises:
+        ModelError: If a row has more tokens than the model has positions.
     """
+    longest = max((len(row.input_ids) for row in rows), default=0)
+    before = int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0) or 0)
+    require_positions(model, longest + before, "the longest row", "set training.max_seq_length: {}")
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     found: list[Likelihood] = [Likelihood(0.0, 0, 0)] * len(rows)
     selective = can_select_logits(model)

@@ -15,6 +15,7 @@ from llamafarm.errors import ModelError
 from llamafarm.models._turns import end_of_turn
 from llamafarm.models.first_token import begun, first_token
 from llamafarm.models.literal import literals_of
+from llamafarm.models.positions import positions_of, require_positions
 from llamafarm.models.templates import CPU_SECONDS, TooCostly, check_output, limited, too_costly
 
 Chat = Sequence[dict[str, str]]
@@ -60,13 +61,20 @@ def generate(
         stream: Called with each piece of text as it comes; needs a single prompt.
 
     Returns:
-        What was generated after each prompt, special tokens removed.
+        What was generated after each prompt, special tokens removed; where the model's table of positions ends, no
+        more than there is room for.
 
     Raises:
-        ModelError: If a chat is given and the tokenizer has no chat template, or it refuses the chat.
+        ModelError: If a chat is given and the tokenizer has no chat template, or it refuses the chat; or if a prompt
+            leaves no position for an answer.
     """
     assert stream is None or len(prompts) == 1, "only one prompt can be streamed"
     encoded = [begun(_encode(prompt, tokenizer), first_token(model)) for prompt in prompts]
+    positions = positions_of(model)
+    before = int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0) or 0)
+    if positions.table:
+        longest = max(map(len, encoded)) + before + 1  # one is for the answer
+        require_positions(model, longest, "the prompt with the first token of its answer", "give a shorter one")
     config = _generation_config(sampling, _end_tokens(model, tokenizer, prompts), tokenizer)
     streamer = _Stream(tokenizer, stream) if stream else None
     # Prompts of similar length waste least; answers go back to their places.
@@ -82,6 +90,9 @@ def generate(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = _pad_left([encoded[index] for index in chosen], config.pad_token_id, model.device)
+            if positions.table and positions.longest is not None:
+                room = positions.longest - batch["input_ids"].shape[1] - before
+                config.max_new_tokens = min(sampling.max_new_tokens, room)
             output = model.generate(**batch, generation_config=config, streamer=streamer)
             for index, ids in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[index] = tokenizer.decode(ids, skip_special_tokens=True)

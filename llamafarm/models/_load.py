@@ -37,7 +37,7 @@ from llamafarm.models._vocabulary import add_rows, name_special_tokens, require_
 from llamafarm.models.adapter_config import base_named_by, require_base_here, require_weights
 from llamafarm.models.identity import require_identity
 from llamafarm.models.lean import lean_imports
-from llamafarm.models.locate import Located, locate
+from llamafarm.models.locate import Located, locate, not_whole
 from llamafarm.models.prequantized import require_library, stored_as
 from llamafarm.models.safety import require_safetensors
 from llamafarm.models.vocabulary import Additions, read_additions
@@ -63,12 +63,15 @@ def load_model(
         device: Where quantized weights go; others stay on the CPU for the caller to move.
 
     Raises:
-        ModelError: If the folder is damaged, the architecture is unknown, or the attention kernel does not fit.
+        ModelError: If it is an adapter, the folder is damaged, the architecture is unknown, or the attention kernel
+            does not fit.
         PluginError: If the weights are stored in a format whose library is not installed.
         SecurityError: If the model wants to run code of its own and was not allowed to.
     """
     quiet()
     located = available(config)
+    if located.is_adapter:
+        raise ModelError([not_whole(located.given)])
     require_library(located, config)
     if located.folder is not None:
         require_safetensors(located.folder, located.given)
@@ -86,6 +89,8 @@ def load_model(
     with explained(located, "model"), aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`", category=UserWarning)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
+    if getattr(model, "_hf_peft_config_loaded", False):  # one of the hub
+        raise ModelError([not_whole(located.given)])
     keep_weights_as_packed(model)
     remember_files(model, located, config)
     return model

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llamafarm.errors import ModelError, nearest, one_of
+from llamafarm.errors import ModelError, Problem, nearest, one_of
 
 _BUILTIN = Path(__file__).parent / "_builtin"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -42,6 +42,17 @@ class Located:
     def public_name(self) -> str:
         """A name without the path of a private folder, for what is meant to be published."""
         return Path(self.given).expanduser().resolve().name if self.kind == "folder" else self.given
+
+
+def not_whole(model: str, where: str = "") -> Problem:
+    """What to say of an adapter that is given as a base.
+
+    transformers would load it onto its base, and a method would be put on the two as if they were one; what `full`
+    trains would be lost, because only the adapter is saved of such a model.
+    """
+    message = f"{model} is an adapter, not a whole model to start from"
+    hint = "llamafarm export --to merged makes it one with its base; --resume goes on with a run that was interrupted"
+    return Problem("LF-MODEL-223", message, where, hint)
 
 
 def locate(model: str) -> Located:

@@ -117,6 +117,16 @@ def test_a_fault_that_nobody_notices_proves_nothing(tmp_path, capsys, monkeypatc
     assert "LF-QUALITY-021" in capsys.readouterr().err
 
 
+def test_a_strategy_that_has_run_is_proved_as_well(tmp_path, capsys):
+    path = strategy(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--strategy", str(path), "--set", "training.max_steps=1"])
+    assert (ended.value.code or 0) == 0
+    before = sorted(tmp_path.rglob("*"))
+    assert call(path) == 0, capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_fine_tuner_without_a_check_says_so():
     with pytest.raises(StrategyError, match=r"has no selfcheck.*LF-TRAIN-060"):
         FineTuner.selfcheck(type("Mine", (), {"name": "mine"})(), None, None, None)

@@ -13,8 +13,10 @@ from llamafarm.api import FineTunerConfig
 from llamafarm.core.fragments import check_fragment
 from llamafarm.core.json_schema import json_schema
 from llamafarm.core.load import load
+from llamafarm.core.plan import make_plan
 from llamafarm.core.registry import Registry, load_registry
 from llamafarm.core.request import Request
+from llamafarm.core.run import not_as_asked
 from llamafarm.core.schema import SEVERAL_BLOCKS
 from llamafarm.core.yaml_source import read_yaml
 
@@ -41,6 +43,44 @@ def test_strategies(registry: Registry, path: Path):
     assert strategy.description
     comment = path.read_text(encoding="utf-8").split("name:")[0]
     assert f"Run:  llamafarm train --strategy {path.stem}" in comment
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("maximum-performance", {"training.tf32: off", "training.use_flash_attention: off"}),
+        ("minimal-memory", {"training.fp16: off", "training.optim: adamw_8bit"}),
+        ("quickstart", set()),
+    ],
+)
+def test_a_run_says_what_of_a_preset_the_machine_has_not(registry: Registry, tmp_path: Path, name: str, said: set[str]):
+    (tmp_path / "data.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3, encoding="utf-8")
+    given = ("base_model=builtin:tiny", f"dataset={tmp_path / 'data.jsonl'}", f"output_dir={tmp_path / 'out'}")
+    loaded = load(Request(name, sets=(*given, "hardware=cpu")), registry)
+    notices = not_as_asked(loaded, make_plan(loaded, registry).plan)
+    assert {": ".join(notice.split(": ")[:2]) for notice in notices} == said
+
+
+def test_a_run_says_what_of_a_device_block_the_machine_has_not(registry: Registry, tmp_path: Path):
+    (tmp_path / "data.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3, encoding="utf-8")
+    path = tmp_path / "s.yaml"
+    path.write_text("optimization: {cpu: {tf32: true, batch_size: 2}}\n", encoding="utf-8")
+    given = ("base_model=builtin:tiny", f"dataset={tmp_path / 'data.jsonl'}", f"output_dir={tmp_path / 'out'}")
+    loaded = load(Request(str(path), sets=(*given, "hardware=cpu")), registry)
+    (notice,) = not_as_asked(loaded, make_plan(loaded, registry).plan)
+    assert notice.startswith("training.tf32: off: ")
+
+
+def test_a_splitter_beside_named_held_out_rows_is_said_to_do_nothing(registry: Registry, tmp_path: Path):
+    for name in ("data", "held_out"):
+        (tmp_path / f"{name}.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3, encoding="utf-8")
+    path = tmp_path / "s.yaml"
+    path.write_text("name: s\ndata_splitter: random\n", encoding="utf-8")
+    given = ("base_model=builtin:tiny", f"dataset={tmp_path / 'data.jsonl'}", f"output_dir={tmp_path / 'out'}")
+    for more, said in (((), []), ((f"dataset.eval_path={tmp_path / 'held_out.jsonl'}",), ["data_splitter"])):
+        loaded = load(Request(str(path), sets=(*given, *more, "hardware=cpu")), registry)
+        notices = not_as_asked(loaded, make_plan(loaded, registry).plan)
+        assert [notice.partition(":")[0] for notice in notices] == said
 
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -18,6 +18,7 @@ from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
 from llamafarm.models.first_token import asked_first_token, set_first_token
 from llamafarm.models.locate import locate
+from llamafarm.models.positions import require_positions
 from llamafarm_tuners.pytorch._answers import exact_match
 from llamafarm_tuners.pytorch._checkpoints import Found, newest, recover
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
@@ -54,6 +55,13 @@ from llamafarm_tuners.pytorch.precision import autocast
 from llamafarm_tuners.pytorch.schedule import plan_sizes
 from llamafarm_tuners.pytorch.sides import tokenized_sides
 from llamafarm_tuners.pytorch.tasks import require_metric, tasks_of
+
+_OF_EVALUATION = (
+    "training.eval_steps",
+    "training.compute_metrics",
+    "training.per_device_eval_batch_size",
+    "training.metric_for_best_model",
+)
 
 
 def fit(config: PytorchConfig, plan: RunPlan, data: PreparedData, run: RunContext) -> TrainingResult:
@@ -165,6 +173,7 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     base_config, model, why = base_model(loading, config, plan, rows, job.accelerator, job.begun)
     job.config = config = base_config
     say_precision(model, config, plan, run, why)
+    _require_positions(job, model, [*rows, *held_out])
     job.identity.update(_identity(job, tokenizer))
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
@@ -192,6 +201,15 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
 
 
+def _require_positions(job: Fit, model: Any, rows: Sequence[TokenizedRow]) -> None:
+    """Refuse rows that the model has no positions for, before one of them comes up; warn of those it never saw."""
+    before = sum(method.adapter().virtual_tokens for method in job.plan.methods)
+    longest = max(len(row.input_ids) for row in rows) + before
+    hint = "set training.max_seq_length: {}" if not before else f"set training.max_seq_length: {{}} less {before}"
+    if warning := require_positions(model, longest, "the longest row", hint):
+        job.run.emit("warning", message=warning)
+
+
 def _identity(job: Fit, tokenizer: Any) -> dict[str, Any]:
     """What the result is made from."""
     processes, precision = job.accelerator.num_processes, job.accelerator.mixed_precision
@@ -214,8 +232,8 @@ def _require_held_out(job: Fit, held_out: Sequence[TokenizedRow]) -> None:
             problems.append(Problem("LF-TRAIN-010", message, job.plan.given[path], hint))
         else:
             job.run.emit("notice", message=f"{message}, so it is off; {hint}")
-    if not held_out and "training.eval_steps" in job.plan.given:
-        job.run.emit("notice", message=f"training.eval_steps: nothing is held out to evaluate on; {hint}")
+    for path in (path for path in _OF_EVALUATION if path in job.plan.given and not held_out):
+        job.run.emit("notice", message=f"{path}: nothing is held out to evaluate on; {hint}")
     if problems:
         raise StrategyError(problems)
 

@@ -105,8 +105,28 @@ def build_optimizer(
         import bitsandbytes
 
         optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, _BITSANDBYTES[optim])(groups, **adam)
+        _keep_whole(optimizer, model)
         return optimizer
     if offloaded(training, device):
         return HostOptimizer(groups, partial(torch.optim.AdamW, fused=True, **adam))
     # without a word torch takes its loop on a CPU, and on GPUs one kernel for many parameters
     return torch.optim.AdamW(groups, fused=True if optim == "adamw_torch_fused" else None, **adam)
+
+
+def _keep_whole(optimizer: Any, model: nn.Module) -> None:
+    """Keep an embedding's moments in 32 bits, as bitsandbytes advises and transformers does.
+
+    Most of its rows have no gradient in a step and a few a large one, which blocks of 8 bits cannot tell apart.
+    bitsandbytes' own register of exceptions goes by `id` and outlives the model, so it is not used.
+    """
+    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    whole = {id(parameter) for module in embeddings for parameter in module.parameters()}
+    usual = optimizer.get_config
+
+    def get_config(group_index: int, index: int, group: dict[str, Any]) -> dict[str, Any]:
+        config: dict[str, Any] = usual(group_index, index, group)
+        if id(optimizer.param_groups[group_index]["params"][index]) in whole:
+            config["optim_bits"] = 32
+        return config
+
+    optimizer.get_config = get_config

@@ -12,7 +12,7 @@ from operator import attrgetter
 from llamafarm.api import NO_EFFECT, Decision, RunPlan
 from llamafarm.errors import NetworkError, Problem, nearest, one_of
 from llamafarm.models.hub import is_offline, require_cached
-from llamafarm.models.locate import locate
+from llamafarm.models.locate import locate, not_whole
 from llamafarm.models.named_templates import problem_with
 from llamafarm.models.prequantized import library_problem, stored_as
 from llamafarm_tuners.pytorch.best import full_name
@@ -173,6 +173,8 @@ def _base(config: PytorchConfig, plan: RunPlan) -> Findings:
     changes_base = any(method.adapter().changes_base for method in plan.methods)
     if base.huggingface_id and locate(base.huggingface_id).kind == "hub" and is_offline():
         require_cached(base.huggingface_id, base)
+    if base.huggingface_id and locate(base.huggingface_id).is_adapter:
+        yield not_whole(base.huggingface_id, plan.given.get("base_model.huggingface_id", ""))
     if base.from_scratch and not changes_base:
         yield Problem(
             "LF-TRAIN-008",

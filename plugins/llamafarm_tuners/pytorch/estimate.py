@@ -193,6 +193,12 @@ def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
     )
 
 
+def _trained_embedding(run: _Run) -> int:
+    """Parameters of the embedding where the whole base is trained; its moments are in 32 bits at least."""
+    architecture = run.architecture
+    return architecture.vocabulary * architecture.hidden if run.found.base >= architecture.parameters else 0
+
+
 def _memory(run: _Run, micro_batches: int) -> Iterator[tuple[str, float]]:
     base = float(_BASE.get(run.plan.device.type, 0))
     yield "process", base + (_BITSANDBYTES if base and run.packed else 0)
@@ -207,7 +213,8 @@ def _memory(run: _Run, micro_batches: int) -> Iterator[tuple[str, float]]:
     state = OPTIMIZER_BYTES[optim] * (
         width / 4.0 if optim.startswith("adamw_torch") else 1.0
     )  # kept as the weights are
-    yield "optimizer", 0.0 if run.offloaded else state * run.found.parameters
+    whole = (8.0 - state) * _trained_embedding(run) if "8bit" in optim else 0.0
+    yield "optimizer", 0.0 if run.offloaded else state * run.found.parameters + whole
     yield "methods", 4.0 * adapters * sum(spec.kept for spec in run.specs)
     yield "activations", _activations(run)
     yield "logits", _logits(run)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from llamafarm.api import NO_EFFECT, Decision, RunPlan
 from llamafarm.api.launch import world_size
+from llamafarm.models.locate import locate
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.schedule import happens
 
 
 def idle_settings(config: PytorchConfig, plan: RunPlan) -> Iterator[Decision]:
@@ -35,6 +37,9 @@ def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, st
         ("a constant rate does not warm up" if constant else "warmup_steps decides"),
     )
     yield "training.warmup_steps", constant, "a constant rate does not warm up; constant_with_warmup does"
+    ratio_decides = not constant and training.warmup_steps == 0 and training.warmup_ratio > 0
+    told = f"with 0 warmup_ratio {training.warmup_ratio:g} decides; warmup_ratio: 0 begins at the full rate"
+    yield "training.warmup_steps", ratio_decides and "training.warmup_ratio" not in plan.given, told
     yield "training.eval_steps", training.eval_interval[0] != "steps", f"eval_strategy is {training.eval_strategy}"
     yield "training.save_steps", training.save_strategy != "steps", f"save_strategy is {training.save_strategy}"
     yield "training.eval_accumulation_steps", True, "evaluation keeps no predictions that would have to be moved"
@@ -48,9 +53,16 @@ def _table(config: PytorchConfig, plan: RunPlan) -> Iterator[tuple[str, bool, st
     yield "training.dataloader_num_workers", training.dataloader_num_workers > 0, in_memory
     yield "training.dataloader_pin_memory", plan.device.type != "cuda", f"with {plan.device.type} nothing is copied"
     yield "training.heartbeat_timeout", world_size() == 1, "there is one process"
-    yield "training.hub_strategy", not training.push_to_hub, "push_to_hub is off"
+    for name in ("hub_strategy", "hub_model_id", "hub_token"):
+        yield f"training.{name}", not training.push_to_hub, "push_to_hub is off"
+    unsaved = not happens(training.save_strategy, training.save_steps)
+    yield "training.save_total_limit", unsaved, "no checkpoint-N is written but at a stop"
     yield "training.adam_beta1", not adam, "sgd has no such parameter"
     yield "training.adam_beta2", not adam, "sgd has no such parameter"
     yield "training.adam_epsilon", not adam, "sgd has no such parameter"
+    base = config.base_model.huggingface_id
+    from_hub = base is not None and locate(base).kind == "hub"
+    for name in ("revision", "cache_dir", "token"):
+        yield f"base_model.{name}", not from_hub, "the base does not come from the hub"
     for name in ("max_samples", "max_new_tokens", "batch_size", "baseline"):
         yield f"evaluation.{name}", not evaluation.exact_match, "exact_match is off"

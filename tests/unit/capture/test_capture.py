@@ -196,6 +196,11 @@ def test_base_and_tuned_model_get_the_same_row(load, tokenizer):
     assert words[0] == tokenizer.bos_token_id
 
 
+def test_without_a_length_a_row_is_no_longer_than_the_model_takes(load, tokenizer):
+    assert len(input_row(load("llama"), tokenizer, length=None, seed=0)) == 256
+    assert len(input_row(load("llama"), tokenizer, length=None, seed=0, text="Lock the door")) < 10
+
+
 def test_what_cannot_be_run_is_refused(load, tokenizer, tmp_path):
     model = load("llama")
     with pytest.raises(DataError, match="longest row has 256 tokens") as caught:

@@ -69,6 +69,21 @@ def test_precedence_weak_to_strong(registry, write, monkeypatch):
     assert loaded.tuner_config.training.learning_rate == 0.66, "--set beats flag"
 
 
+def test_device_block_from_outside_counts(registry, write, monkeypatch):
+    name = write("optimization: {cpu: {learning_rate: 0.33, warmup_steps: 3}}\n")
+    sets = ("optimization.cpu.learning_rate=0.44", "optimization.cuda.seed=7")
+    loaded = load(Request(name, (), sets), registry)
+    training = loaded.tuner_config.training
+    assert (training.learning_rate, training.warmup_steps, training.seed) == (0.44, 3, 42)
+    found = {item.key: str(item.origin) for item in explain(loaded)}
+    assert "--set optimization.cpu.learning_rate" in found["components.fine_tuner.config.training.learning_rate"]
+    above = (*sets, "training.learning_rate=0.55")
+    assert load(Request(name, (), above), registry).tuner_config.training.learning_rate == 0.55, "still a block"
+    monkeypatch.setenv("LLAMAFARM_OPTIMIZATION__CPU__LEARNING_RATE", "0.66")
+    assert load(Request(name), registry).tuner_config.training.learning_rate == 0.66
+    assert load(Request(name, (), sets), registry).tuner_config.training.learning_rate == 0.44, "--set beats it"
+
+
 def test_weak_defaults_method_below_profile_below_everything(registry, write):
     name = write("fine_tuner: {config: {method: full}}")
     origins = {item.key: item for item in explain(load(Request(name), registry))}

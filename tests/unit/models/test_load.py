@@ -40,6 +40,16 @@ def test_an_unknown_architecture_is_named(copy: Path):
         load(copy)
 
 
+def test_an_adapter_is_no_base(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"adapter is an adapter, not a whole model.*--to merged.*\[LF-MODEL-223\]"):
+        load(tmp_path / "adapter")
+    monkeypatch.setattr("llamafarm.models.locate.Located.is_adapter", False)  # as of one that is on the hub
+    with pytest.raises(ModelError, match="LF-MODEL-223"):
+        load(tmp_path / "adapter")
+
+
 def test_a_damaged_weight_file_is_refused(copy: Path):
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])

@@ -280,6 +280,13 @@ def test_uploading_needs_a_place_and_a_network(make, monkeypatch):
         findings(make(training(push_to_hub=True, hub_model_id="a/b")))
 
 
+@pytest.mark.parametrize("method", [Lora(Lora.Config()), FULL])
+def test_an_adapter_is_no_base_to_start_from(make, tmp_path, method):
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    problems, _ = findings(make(base(huggingface_id=str(tmp_path)), ("base_model.huggingface_id",), method=method))
+    assert "--to merged" in problems["LF-MODEL-223"].hint
+
+
 def test_a_hub_model_that_is_not_cached_is_refused_offline(make, tmp_path):
     with pytest.raises(NetworkError, match="LF-NET-001"):
         findings(make(base(huggingface_id="nobody/nothing", cache_dir=str(tmp_path))))
@@ -292,6 +299,10 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(make, tmp_path):
         ("training.warmup_ratio", training(warmup_steps=5)),
         ("training.warmup_ratio", training(lr_scheduler_type="constant")),
         ("training.warmup_steps", training(lr_scheduler_type="constant")),
+        ("training.warmup_steps", training(warmup_steps=0)),
+        ("training.hub_model_id", training(hub_model_id="me/mine")),
+        ("training.save_total_limit", training(save_strategy="no")),
+        ("base_model.revision", base(huggingface_id="builtin:tiny", revision="main")),
         ("training.eval_steps", training(eval_strategy="epoch")),
         ("training.save_steps", training(save_strategy="no")),
         ("training.eval_accumulation_steps", training(eval_accumulation_steps=4)),
@@ -313,6 +324,12 @@ def test_settings_without_effect_are_explained(make, path, options):
     problems, decisions = findings(make(options, (path,)))
     assert problems == {}
     assert decisions[path].reason
+
+
+def test_no_warm_up_steps_beside_a_ratio_is_what_transformers_means_by_it(make):
+    written = ("training.warmup_steps", "training.warmup_ratio")
+    assert findings(make(training(warmup_steps=0, warmup_ratio=0.1), written)) == ({}, {})
+    assert findings(make(training(warmup_steps=0, warmup_ratio=0.0), written[:1])) == ({}, {})
 
 
 def test_checking_imports_nothing_heavy():

@@ -176,7 +176,8 @@ def test_everything_in_bf16_is_half_of_everything(cost):
     assert found.memory["gradients"] == 2 * PARAMETERS
     assert found.memory["optimizer"] == 4 * PARAMETERS
     eight = cost(method=Full(Full.Config()), pure_bf16=True, device=GPU, optim="adamw_8bit")
-    assert eight.memory["optimizer"] == (2 + 8 / 256) * PARAMETERS
+    packed = 2 + 8 / 256
+    assert eight.memory["optimizer"] == packed * PARAMETERS + (8 - packed) * V * H  # whose moments stay in 32 bits
 
 
 def test_a_base_in_bf16(cost):

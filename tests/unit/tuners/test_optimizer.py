@@ -57,6 +57,17 @@ def test_each_optimizer_takes_a_step(optim, name):
         assert optimizer.state[model[0].weight]["state1"].dtype == torch.uint8
 
 
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_of_an_embedding_stay_in_32_bits(optim):
+    pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(nn.Embedding(200, 64), nn.Linear(64, 200))
+    optimizer = build_optimizer(model, TrainingConfig(optim=optim), "cpu")
+    model(torch.arange(8)).sum().backward()
+    optimizer.step()
+    found = [optimizer.state[part.weight]["state1"].dtype for part in model]
+    assert found == [torch.float32, torch.uint8]
+
+
 def test_groups_go_by_learning_rate_and_decay_the_plain_rate_first():
     model = small()
     training = TrainingConfig(learning_rate=0.5, weight_decay=0.1)
