@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from llamafarm.data.fit import IGNORED, TokenizedRow
+from llamafarm.data.stored import lengths_of
 from llamafarm.models.inner import can_select_logits
 from llamafarm.models.positions import require_positions
 
@@ -40,10 +41,10 @@ def likelihoods(model: Any, rows: Sequence[TokenizedRow], *, batch_size: int) ->
     Raises:
         ModelError: If a row has more tokens than the model has positions.
     """
-    longest = max((len(row.input_ids) for row in rows), default=0)
+    longest = max(lengths_of(rows), default=0)
     before = int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0) or 0)
     require_positions(model, longest + before, "the longest row", "set training.max_seq_length: {}")
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    order = sorted(range(len(rows)), key=lengths_of(rows).__getitem__)
     found: list[Likelihood] = [Likelihood(0.0, 0, 0)] * len(rows)
     selective = can_select_logits(model)
     with torch.inference_mode():

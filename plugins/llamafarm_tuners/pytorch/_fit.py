@@ -12,7 +12,7 @@ import torch
 
 from llamafarm.api import PreparedData, RunContext, RunPlan, TrainingConfig, TrainingResult
 from llamafarm.data.questions import questions
-from llamafarm.data.stored import joined
+from llamafarm.data.stored import joined, lengths_of
 from llamafarm.data.tokens import TokenizedRow
 from llamafarm.errors import HardwareError, Problem, StrategyError
 from llamafarm.models._load import quiet
@@ -173,7 +173,7 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     base_config, model, why = base_model(loading, config, plan, rows, job.accelerator, job.begun)
     job.config = config = base_config
     say_precision(model, config, plan, run, why)
-    _require_positions(job, model, [*rows, *held_out])
+    _require_positions(job, model, [*lengths_of(rows), *lengths_of(held_out)])
     job.identity.update(_identity(job, tokenizer))
     base = config.base_model.huggingface_id or ""
     trained = Trained(model, tokenizer, base, locate(base).public_name if base else "")
@@ -201,10 +201,10 @@ def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:
     return replace(work, place=lambda index: str(job.data.train[index].ref)), counts
 
 
-def _require_positions(job: Fit, model: Any, rows: Sequence[TokenizedRow]) -> None:
+def _require_positions(job: Fit, model: Any, lengths: Sequence[int]) -> None:
     """Refuse rows that the model has no positions for, before one of them comes up; warn of those it never saw."""
     before = sum(method.adapter().virtual_tokens for method in job.plan.methods)
-    longest = max(len(row.input_ids) for row in rows) + before
+    longest = max(lengths) + before
     hint = "set training.max_seq_length: {}" if not before else f"set training.max_seq_length: {{}} less {before}"
     if warning := require_positions(model, longest, "the longest row", hint):
         job.run.emit("warning", message=warning)
