@@ -71,8 +71,8 @@ class _Changer(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> ast.AST:
         match node:
-            case ast.JoinedStr():
-                return node  # words for people
+            case ast.JoinedStr() | ast.Subscript(value=ast.Name(id="Callable")):
+                return node  # words for people; a type
             case ast.AnnAssign():  # an annotation does nothing
                 node.value = self.visit(node.value) if node.value else None
                 return node
