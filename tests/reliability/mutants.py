@@ -34,7 +34,6 @@ from changes import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
 TOPS = (ROOT, ROOT / "plugins")
-HEAVY = ("torch", "transformers", "peft", "accelerate", "safetensors.torch", "pydantic", "pytest")
 SHARE = 0.9
 
 _CORE, _TUNERS = "tests/unit/core", "tests/unit/tuners"
@@ -110,19 +109,18 @@ def attempt(name: str, tree: ast.AST, limit: float, *, loaded: Path | None = Non
     pid = os.fork()
     if pid == 0:
         _run_tests(name, tree, place, loaded)
-    code: int | None = None
-    while time.monotonic() < start + limit:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            break
-        time.sleep(0.01)
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    if code is None:
-        os.waitpid(pid, 0)
-    shutil.rmtree(place, ignore_errors=True)
-    return Tried(code, time.monotonic() - start)
+    done = status = 0
+    try:
+        while not done and time.monotonic() < start + limit:
+            time.sleep(0.01)
+            done, status = os.waitpid(pid, os.WNOHANG)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        if not done:
+            os.waitpid(pid, 0)
+        shutil.rmtree(place, ignore_errors=True)
+    return Tried(os.waitstatus_to_exitcode(status) if done else None, time.monotonic() - start)
 
 
 def _run_tests(name: str, tree: ast.AST, place: Path, loaded: Path | None) -> None:
@@ -207,8 +205,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")  # read on import
-    for heavy in HEAVY:
-        importlib.import_module(heavy)
     names = [name for name in MODULES if options.module in name]
     shares = [score(name, options.each, options.seed, options.change) for name in names]
     return int(any(share is None or share < SHARE for share in shares))

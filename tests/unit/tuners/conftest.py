@@ -3,13 +3,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llamafarm.api import DeviceSpec, Method, RunPlan
+from llamafarm.api import BaseModelConfig, DeviceSpec, Method, RunPlan
 from llamafarm_methods.lora import Lora
 from llamafarm_tuners.pytorch.config import PytorchConfig
+
+if TYPE_CHECKING:
+    from llamafarm_tuners.pytorch._store import Trained
 
 sys.path.append(str(Path(__file__).parent))  # for fast_oracle, which not every test here needs
 
@@ -31,3 +34,31 @@ def make():
         return PytorchConfig.model_validate(options or {}), plan
 
     return build
+
+
+@pytest.fixture
+def trained(tiny_model_dir) -> Trained:
+    """An adapter on a tiny model."""
+    import peft
+    import torch
+
+    from llamafarm.models._load import load_model, load_tokenizer
+    from llamafarm_tuners.pytorch._store import Trained
+
+    folder = str(tiny_model_dir("llama"))
+    config = BaseModelConfig(huggingface_id=folder)
+    model = load_model(config, dtype=torch.float32)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["v_proj", "q_proj"], init_lora_weights=False)
+    return Trained(peft.get_peft_model(model, lora), load_tokenizer(config), folder, "llama", {"method": "lora"})
+
+
+@pytest.fixture
+def full(tiny_model_dir) -> Trained:
+    """A tiny model that is trained whole."""
+    import torch
+
+    from llamafarm.models._load import load_model, load_tokenizer
+    from llamafarm_tuners.pytorch._store import Trained
+
+    config = BaseModelConfig(huggingface_id=str(tiny_model_dir("llama")))
+    return Trained(load_model(config, dtype=torch.float32), load_tokenizer(config), "x", "x", {"method": "full"})
