@@ -111,7 +111,9 @@ def test_what_tokenizers_raises_for_a_folder_that_is_not_there_is_an_oserror(tmp
     assert found.value.strerror == os.strerror(errno.ENOENT)
 
 
-@pytest.mark.parametrize("error", [ValueError("no number"), OSError(errno.ENOSPC, "full"), OSError("a (os error 2)"), KeyError("os error")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no number"), OSError(errno.ENOSPC, "full"), OSError("a (os error 2)"), KeyError("os error")]
+)
 def test_other_errors_pass_as_they_are(error):
     with pytest.raises(type(error), match=re.escape(str(error))) as found, system_errors():
         raise error

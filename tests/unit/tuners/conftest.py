@@ -36,29 +36,33 @@ def make():
     return build
 
 
+@pytest.fixture(scope="session")
+def make_trained(tiny_model_dir):
+    """A function: a tiny model with an adapter, or one that is trained whole, as what is saved."""
+
+    def build(*, whole: bool = False) -> Trained:
+        import peft
+        import torch
+
+        from llamafarm.models._load import load_model, load_tokenizer
+        from llamafarm_tuners.pytorch._store import Trained
+
+        folder = str(tiny_model_dir("llama"))
+        config = BaseModelConfig(huggingface_id=folder)
+        model = load_model(config, dtype=torch.float32)
+        if whole:
+            return Trained(model, load_tokenizer(config), "x", "x", {"method": "full"})
+        lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["v_proj", "q_proj"], init_lora_weights=False)
+        return Trained(peft.get_peft_model(model, lora), load_tokenizer(config), folder, "llama", {"method": "lora"})
+
+    return build
+
+
 @pytest.fixture
-def trained(tiny_model_dir) -> Trained:
-    """An adapter on a tiny model."""
-    import peft
-    import torch
-
-    from llamafarm.models._load import load_model, load_tokenizer
-    from llamafarm_tuners.pytorch._store import Trained
-
-    folder = str(tiny_model_dir("llama"))
-    config = BaseModelConfig(huggingface_id=folder)
-    model = load_model(config, dtype=torch.float32)
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["v_proj", "q_proj"], init_lora_weights=False)
-    return Trained(peft.get_peft_model(model, lora), load_tokenizer(config), folder, "llama", {"method": "lora"})
+def trained(make_trained) -> Trained:
+    return make_trained()
 
 
 @pytest.fixture
-def full(tiny_model_dir) -> Trained:
-    """A tiny model that is trained whole."""
-    import torch
-
-    from llamafarm.models._load import load_model, load_tokenizer
-    from llamafarm_tuners.pytorch._store import Trained
-
-    config = BaseModelConfig(huggingface_id=str(tiny_model_dir("llama")))
-    return Trained(load_model(config, dtype=torch.float32), load_tokenizer(config), "x", "x", {"method": "full"})
+def full(make_trained) -> Trained:
+    return make_trained(whole=True)
