@@ -95,6 +95,13 @@ class _Changer(ast.NodeTransformer):
 
 def _changes(node: ast.AST, first: bool) -> Iterator[tuple[str, ast.AST]]:
     """What may be changed at a place; `first`: where an object gets its attributes."""
+    yield from _turned_conditions(node)
+    yield from _unguarded(node)
+    yield from _left_out(node, first)
+    yield from _changed_expression(node)
+
+
+def _turned_conditions(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     match node:
         case ast.If() | ast.IfExp() | ast.While():
             if _negatable(node.test):
@@ -105,6 +112,11 @@ def _changes(node: ast.AST, first: bool) -> Iterator[tuple[str, ast.AST]]:
                 if _negatable(test):
                     made = ast.copy_location(ast.UnaryOp(ast.Not(), test), test)
                     yield f"not ({ast.unparse(test)})", _with(node, ifs=_instead(node.ifs, at, made))
+
+
+def _unguarded(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Without a lock, or without passing over an error."""
+    match node:
         case ast.With():
             for at, item in enumerate(node.items):
                 if item.optional_vars is None:
@@ -116,6 +128,10 @@ def _changes(node: ast.AST, first: bool) -> Iterator[tuple[str, ast.AST]]:
         case ast.ExceptHandler(type=ast.Tuple() as kinds):
             for told, fewer in _fewer(kinds):
                 yield told, _with(node, type=fewer)
+
+
+def _left_out(node: ast.AST, first: bool) -> Iterator[tuple[str, ast.AST]]:
+    match node:
         case ast.Return(value=ast.expr() as value) if not _is_none(value):
             yield f"{ast.unparse(node)} → None", ast.Return(ast.Constant(None))
         case ast.Expr(value=ast.Call()) | ast.Raise():
@@ -126,11 +142,9 @@ def _changes(node: ast.AST, first: bool) -> Iterator[tuple[str, ast.AST]]:
             yield f"without {ast.unparse(node)}", ast.Pass()
         case ast.Continue():
             yield "break instead of continue", ast.Break()
-        case ast.expr():
-            yield from _changed_expression(node)
 
 
-def _changed_expression(node: ast.expr) -> Iterator[tuple[str, ast.AST]]:
+def _changed_expression(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     match node:
         case ast.Compare(ops=[one]) if type(one) in _TURNED:
             yield _replaced(node, ops=[_TURNED[type(one)]()])

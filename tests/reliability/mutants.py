@@ -30,7 +30,7 @@ from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
 
-from changes import Mutant, mutants
+from changes import mutants
 
 ROOT = Path(__file__).parents[2]
 TOPS = (ROOT, ROOT / "plugins")

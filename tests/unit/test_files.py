@@ -35,9 +35,14 @@ def open_still(descriptor: int) -> bool:
 
 def test_all_of_several_files_or_none(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), replacing(tmp_path / "a", tmp_path / "deep/er/b") as files:
-        files[0].write(b"new")
-        raise RuntimeError("half way")
+
+    def fail_half_way() -> None:
+        with replacing(tmp_path / "a", tmp_path / "deep/er/b") as files:
+            files[0].write(b"new")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"], "nothing half done is left"
     with replacing(tmp_path / "a", tmp_path / "deep/er/b") as (one, other):

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,8 @@ from llamafarm.core import lock
 from llamafarm.core.lock import LOCK, OwnerLock, alone_in, live_owner, owned, this_process
 from llamafarm.core.record import OWN
 from llamafarm.errors import RunDirectoryError
+
+OPEN = Path("/proc/self/fd")
 
 
 @pytest.fixture
@@ -74,17 +77,17 @@ def test_who_was_refused_lets_go_of_nothing(folder):
         assert live_owner(folder) is not None
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="where a process cannot count its files")
+@pytest.mark.skipif(not OPEN.is_dir(), reason="where a process cannot count its files")
 def test_being_refused_leaves_no_file_open(folder):
     with OwnerLock(folder, "mine"):
-        before = os.listdir("/proc/self/fd")
+        before = len(list(OPEN.iterdir()))
         for _ in range(5):
             with pytest.raises(RunDirectoryError):
                 OwnerLock(folder, "other").__enter__()
             live_owner(folder)
             with alone_in(folder):
                 pass
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert len(list(OPEN.iterdir())) == before
 
 
 def test_what_a_dead_owner_said_is_kept_for_who_comes_next(folder):
@@ -126,7 +129,7 @@ def test_nobody_owns_what_is_not_there(tmp_path):
 
 
 def test_a_full_disk_ends_no_run(folder):
-    """Neither when the lock is taken, nor when it is let go. A limit on the size of files refuses as a full disk does."""
+    """Neither when the lock is taken nor when it is let go. A limit on the size of files refuses as that disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     held = OwnerLock(folder, "mine")
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
@@ -242,6 +245,25 @@ def test_a_process_is_told_from_all_others(monkeypatch):
     other = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     assert other["process_started"] > before["process_started"]
     assert (other["boot"], other["host"]) == (before["boot"], before["host"])
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_anything_that_the_system_says_a_number_tells_who_lives(folder, monkeypatch):
+    """As on systems that have no /proc."""
+    read_text = lock.Path.read_text
+
+    def elsewhere(path, *given, **named):
+        if str(path).startswith("/proc"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return read_text(path, *given, **named)
+
+    monkeypatch.setattr(lock.Path, "read_text", elsewhere)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    record(folder)
+    assert live_owner(folder) is not None
+    record(folder, pid=gone.pid)
+    assert live_owner(folder) is None
 
 
 def test_where_the_system_says_nothing_of_processes(monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
@@ -110,5 +109,5 @@ def test_records_are_read(folder):
     write(folder, run_id="ü")
     (folder / OWN / "config.json").write_text('{"training.max_steps": 3}')
     assert (manifest_of(folder), settings_of(folder)) == ({"run_id": "ü"}, {"training.max_steps": 3})
-    os.remove(folder / OWN / "manifest.json")
+    (folder / OWN / "manifest.json").unlink()
     assert manifest_of(folder) is None

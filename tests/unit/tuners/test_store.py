@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from llamafarm.models.vocabulary import VOCABULARY_FILE
 from llamafarm_methods.lora import Lora
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints
 from llamafarm_tuners.pytorch._store import (
-    Trained,
     link_files,
     merged_into,
     removed,
@@ -121,16 +121,16 @@ def disk(monkeypatch):
         events.append(("on disk", os.fstat(descriptor).st_ino))
         fsync(descriptor)
 
-    def recorded(how):
-        def call(source, target, *rest, original=getattr(os, how), **named):
-            events.append((os.path.basename(target), os.stat(source).st_ino))
+    def recorded(original):
+        def call(source, target, *rest, **named):
+            events.append((Path(target).name, Path(source).stat().st_ino))
             original(source, target, *rest, **named)
 
         return call
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     for how in ("rename", "replace"):
-        monkeypatch.setattr(os, how, recorded(how))
+        monkeypatch.setattr(os, how, recorded(getattr(os, how)))
     return events
 
 
@@ -190,9 +190,14 @@ def test_what_cannot_be_written_is_an_error_of_ours_and_leaves_nothing(tmp_path,
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "mine").write_text("mine")
     message = r"cannot write result: No space left on device;.*LF-DISK-010"
-    with pytest.raises(DiskError, match=message), written(tmp_path / "result") as temporary:
-        (temporary / "half").write_text("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail_half_way() -> None:
+        with written(tmp_path / "result") as temporary:
+            (temporary / "half").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(DiskError, match=message):
+        fail_half_way()
     assert names(tmp_path) == ["result"]
     assert names(tmp_path / "result") == ["mine"]
 
