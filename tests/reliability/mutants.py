@@ -40,6 +40,7 @@ _CORE, _TUNERS = "tests/unit/core", "tests/unit/tuners"
 MODULES = {
     "llamafarm.models.checkpoint": ("tests/unit/models/test_checkpoint.py",),
     "llamafarm_tuners.pytorch._checkpoints": (f"{_TUNERS}/test_checkpoints.py",),
+    "llamafarm_tuners.pytorch._state": (f"{_TUNERS}/test_state.py",),
     "llamafarm_tuners.pytorch._store": (f"{_TUNERS}/test_store.py",),
     "llamafarm_tuners.pytorch.identity": (f"{_TUNERS}/test_identity.py",),
     "llamafarm.files": ("tests/unit/test_files.py",),
