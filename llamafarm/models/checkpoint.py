@@ -74,9 +74,9 @@ def damage(folder: Path, *, content: bool = True) -> str | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return f"it has no {CHECKPOINT_FILE} that can be read"
-    if missing := sorted(name for name in manifest.files if not _inside(folder, name)):
-        return f"{missing[0]} is missing"
     try:
+        if missing := sorted(name for name in manifest.files if not _inside(folder, name)):
+            return f"{missing[0]} is missing"
         for name, (size, digest) in manifest.files.items():
             found = (folder / name).stat().st_size
             if found != size:

@@ -12,6 +12,8 @@ from llamafarm.core.permissions import upload_refusal
 from llamafarm.core.request import Flag, Request
 from llamafarm.errors import SecurityError
 
+GIVEN = {"base_model": {"huggingface_id": "builtin:tiny"}, "dataset": {"path": "rows.jsonl"}}
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -30,7 +32,7 @@ def work(tmp_path, monkeypatch, home):
 
 def strategy(config=None, **top):
     """A strategy in the working folder, and its name; each value on a line of its own."""
-    given = {"base_model": {"huggingface_id": "builtin:tiny"}, "dataset": {"path": "rows.jsonl"}} | dict(config or {})
+    given = GIVEN | dict(config or {})
     text = json.dumps({"name": "x", "fine_tuner": {"type": "pytorch", "config": given}} | top, indent=1)  # JSON is YAML
     Path("s.yaml").write_text(text, encoding="utf-8")
     return "s.yaml"
@@ -46,12 +48,16 @@ def reason(registry, value, key="output_dir"):
     """Why a strategy may not write there; empty if it may."""
     config = {"output_dir": value} if key == "output_dir" else {"base_model": {"cache_dir": value}}
     name = strategy(config) if key != "export" else strategy(export={"to": "adapter", "output_dir": value})
+    return refusal_of(registry, name, value)
+
+
+def refusal_of(registry, name, value):
     try:
         load(Request(name), registry)
     except SecurityError as error:
         (problem,) = error.problems
         assert problem.id == "LF-SECURITY-007"
-        assert problem.where.startswith("s.yaml:")
+        assert f"{Path(name).name}:" in problem.where
         assert problem.hint == "choose a folder for it on the command line: --output FOLDER, or --set"
         return problem.message.partition(f" is {value}: ")[2]
     return ""
@@ -108,6 +114,24 @@ def test_where_somebody_works_already_may_be_anywhere(registry, work, home, monk
     assert reason(registry, "out") == ""
     monkeypatch.setattr(permissions, "_SYSTEM", (home,))
     assert reason(registry, str(home / "x")) == "the system's folders hold programs and their configuration"
+
+
+@pytest.mark.usefixtures("home")
+def test_from_the_root_everything_is_below_the_working_folder_and_most_of_it_refused(registry, tmp_path, monkeypatch):
+    """Where a container begins."""
+    name = str(tmp_path / "s.yaml")
+    monkeypatch.chdir("/")
+    for value, why in {
+        "/etc/x": "the system's folders hold programs and their configuration",
+        "usr/x": "the system's folders hold programs and their configuration",
+        "home/somebody/.ssh": "hidden folders hold configuration",
+        "/": "this is the working folder itself",
+        "out": "",
+        "var/tmp/x": "",
+    }.items():
+        text = {"name": "x", "fine_tuner": {"type": "pytorch", "config": GIVEN | {"output_dir": value}}}
+        Path(name).write_text(json.dumps(text), encoding="utf-8")
+        assert refusal_of(registry, name, value) == why, value
 
 
 def test_a_run_that_is_there_was_put_there_by_somebody(registry, work, tmp_path):

@@ -123,3 +123,9 @@ def test_names_lead_nowhere_else(folder: Path, name: str) -> None:
     (folder.parent / "outside").write_text("x")
     entry = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
     assert damage(changed(folder, files={name: entry})) == f"{name} is missing"
+
+
+def test_a_name_that_no_file_can_have_is_damage(folder: Path) -> None:
+    name = "x" * 300
+    entry = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
+    assert damage(changed(folder, files={name: entry})) == f"{name} cannot be read: File name too long"
