@@ -15,8 +15,10 @@ import ast
 import importlib
 import importlib.util
 import json
+import math
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -79,16 +81,34 @@ class _Changed(SourceFileLoader):
         return self._code
 
 
+class Limits(NamedTuple):
+    """When tests are stopped.
+
+    Attributes:
+        seconds: Of waiting.
+        computing: Seconds of a processor; other work on the machine does not count.
+    """
+
+    seconds: float = 600
+    computing: float = 600
+
+
 class Tried(NamedTuple):
     """How the tests of a module ended.
 
     Attributes:
         code: Of pytest; None if they were stopped because they took too long.
         seconds: How long they took.
+        computing: Seconds of a processor.
     """
 
     code: int | None
     seconds: float
+    computing: float
+
+    def limits(self) -> Limits:
+        """For tests of something that should take as long."""
+        return Limits(10 * self.seconds + 5, 3 * self.computing + 5)
 
 
 def file_of(name: str) -> Path:
@@ -96,32 +116,36 @@ def file_of(name: str) -> Path:
     return next(file for top in TOPS if (file := top.joinpath(*name.split(".")).with_suffix(".py")).is_file())
 
 
-def attempt(name: str, tree: ast.AST, limit: float, *, loaded: Path | None = None) -> Tried:
+def attempt(name: str, tree: ast.AST, limits: Limits, *, loaded: Path | None = None) -> Tried:
     """Run the tests of a module with this tree in its place.
 
     Args:
         name: The module.
         tree: Its program.
-        limit: Seconds after which the process and all that it started are ended.
+        limits: When the process and all that it started are ended.
         loaded: A file for the names of the modules that were imported.
     """
     place = Path(tempfile.mkdtemp(prefix="mutant-"))
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limits.computing), resource.RLIM_INFINITY))
         _run_tests(name, tree, place, loaded)
+    used: resource.struct_rusage | None = None
     done = status = 0
     try:
-        while not done and time.monotonic() < start + limit:
+        while not done and time.monotonic() < start + limits.seconds:
             time.sleep(0.01)
-            done, status = os.waitpid(pid, os.WNOHANG)
+            done, status, used = os.wait4(pid, os.WNOHANG)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         if not done:
             os.waitpid(pid, 0)
         shutil.rmtree(place, ignore_errors=True)
-    return Tried(os.waitstatus_to_exitcode(status) if done else None, time.monotonic() - start)
+    code = os.waitstatus_to_exitcode(status) if done else None
+    computing = used.ru_utime + used.ru_stime if used else 0.0
+    return Tried(None if code == -signal.SIGXCPU else code, time.monotonic() - start, computing)
 
 
 def _run_tests(name: str, tree: ast.AST, place: Path, loaded: Path | None) -> None:
@@ -149,18 +173,18 @@ def _run_tests(name: str, tree: ast.AST, place: Path, loaded: Path | None) -> No
         os._exit(code)
 
 
-def prepared(name: str, source: str) -> float | None:
-    """Import what the tests of a module need of other projects; the seconds that they take then, None if they fail."""
+def prepared(name: str, source: str) -> Tried | None:
+    """Import what the tests of a module need of other projects; how they end without a change, None if they fail."""
     with tempfile.TemporaryDirectory() as folder:
         loaded = Path(folder) / "modules.json"
-        if attempt(name, ast.parse(source), 600, loaded=loaded).code != 0:
+        if attempt(name, ast.parse(source), Limits(), loaded=loaded).code != 0:
             return None
         for other in json.loads(loaded.read_text(encoding="utf-8")):
             if not other.startswith(("llamafarm", "test", "conftest", "core_test", "__")):
                 with suppress(Exception):
                     importlib.import_module(other)
-    tried = attempt(name, ast.parse(source), 600)
-    return tried.seconds if tried.code == 0 else None
+    tried = attempt(name, ast.parse(source), Limits())
+    return tried if tried.code == 0 else None
 
 
 def score(name: str, drawn: int, seed: int, only: str) -> float | None:
@@ -178,19 +202,18 @@ def score(name: str, drawn: int, seed: int, only: str) -> float | None:
     if base is None:
         print(f"{name}: its tests fail without a change")
         return None
-    limit, start = 5 * base + 5, time.monotonic()
-    slow, left = 0, 0
+    start, slow, left = time.monotonic(), 0, 0
     for mutant in tried:
-        end = attempt(name, mutant.tree, limit)
+        end = attempt(name, mutant.tree, base.limits())
         slow += end.code is None
         if end.code == 0:
             left += 1
             print(f"{name}:{mutant.line}: {mutant.told}: survives", flush=True)
-    share = (len(tried) - left) / max(len(tried), 1)
+    share = 1 - left / max(len(tried), 1)
     print(
-        f"{name}: {len(tried) - left} of {len(tried)} are noticed ({share:.1%}), {slow} of them by taking longer than "
-        f"{limit:.0f} s; {len(all_of_them)} there are, {len(same)} make no difference; "
-        f"{time.monotonic() - start:.0f} s, {base:.1f} s without a change",
+        f"{name}: {len(tried) - left} of {len(tried)} are noticed ({share:.1%}), {slow} of them by taking too long; "
+        f"{len(all_of_them)} there are, {len(same)} make no difference; "
+        f"{time.monotonic() - start:.0f} s, {base.seconds:.1f} s without a change",
         flush=True,
     )
     return share

@@ -110,7 +110,7 @@ def test_where_somebody_works_already_may_be_anywhere(registry, work, home, monk
     assert reason(registry, "out") == ""
     from llamafarm.core import permissions
 
-    monkeypatch.setattr(permissions, "_SYSTEM", (home / ".config",))
+    monkeypatch.setattr(permissions, "_SYSTEM", (work, home / ".config"))
     assert reason(registry, "out") == ""
     monkeypatch.setattr(permissions, "_SYSTEM", (home,))
     assert reason(registry, str(home / "x")) == "the system's folders hold programs and their configuration"
