@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from llamafarm.errors import DiskError
-from llamafarm.models.checkpoint import damage, read_manifest, write_manifest
+from llamafarm.models.checkpoint import CHECKPOINT_FILE, damage, read_manifest, write_manifest
 from llamafarm_tuners.pytorch._state import OWN_FILES, STATE, TrainingState, write_state
 from llamafarm_tuners.pytorch._store import Trained, link_files, removed, replaced_folder, swept, write_model
 from llamafarm_tuners.pytorch.journal import write_json
@@ -23,6 +23,7 @@ from llamafarm_tuners.pytorch.progress import PROGRESS
 BEST: Final = "checkpoint-best"
 _RECORD: Final = "trainer_state.json"
 _NAME: Final = re.compile(r"checkpoint-(\d+)")
+_OF_ITS_STEP: Final = frozenset({_RECORD, CHECKPOINT_FILE}) | OWN_FILES
 
 Say = Callable[[str], object]
 
@@ -100,7 +101,9 @@ class Checkpoints:
         same = self._folder / f"checkpoint-{best_step}"
         if same.is_dir() and damage(same) is None:
             with self._staged(best, best_step) as temporary:
-                link_files((file for file in same.iterdir() if file.name not in OWN_FILES), temporary)
+                link_files(
+                    (file for file in same.iterdir() if file.name not in OWN_FILES | {CHECKPOINT_FILE}), temporary
+                )
         elif manifest is None:
             say(f"{BEST}, of step {best_step}, is lost: the next better one takes its place")
 
@@ -108,7 +111,7 @@ class Checkpoints:
         with self._staged(path, step) as temporary:
             made = read_manifest(same) if same is not None else None
             if same is not None and made is not None and made.step == step:
-                link_files(same.iterdir(), temporary)  # record and manifest are replaced, not written into
+                link_files((file for file in same.iterdir() if file.name not in _OF_ITS_STEP), temporary)
             else:
                 write_model(self._trained, temporary)
             write_json(temporary / _RECORD, self._record(step))

@@ -247,6 +247,30 @@ def test_a_folder_that_is_removed_is_never_there_by_half(tmp_path, monkeypatch, 
     assert names(tmp_path) == []
 
 
+def test_what_cannot_be_removed_ends_nothing(tmp_path, monkeypatch):
+    """It has another name by then; the next run tries again."""
+    for name in ("checkpoint-1", "result", ".writing-a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("old")
+    unlink = os.unlink
+
+    def refuse(path, *rest, **named):
+        if Path(path).name == "old":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        unlink(path, *rest, **named)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    removed(tmp_path / "checkpoint-1")
+    with replaced_folder(tmp_path / "result") as temporary:
+        (temporary / "new").write_text("new")
+    swept(tmp_path)
+    assert names(tmp_path / "result") == ["new"]
+    assert not (tmp_path / "checkpoint-1").exists()
+    monkeypatch.undo()
+    swept(tmp_path)
+    assert names(tmp_path) == ["result"]
+
+
 def test_removing_leaves_nothing(tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "file").write_text("x")
@@ -360,3 +384,13 @@ def test_a_tokenizer_that_cannot_be_written_is_an_error_of_the_disk(tmp_path, tr
     with pytest.raises(DiskError, match="No space left"):
         checkpoints(tmp_path, trained).save(1, None)
     assert names(tmp_path) == []
+
+
+def test_an_adapter_that_lost_every_rank_of_a_layer_is_written_without_a_warning(tmp_path, trained):
+    """As AdaLoRA leaves some; a warning is an error here."""
+    name, matrix = next((name, p) for name, p in trained.model.named_parameters() if "lora_A" in name)
+    matrix.data = matrix.data[:0]
+    write_model(trained, tmp_path)
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "adapter_model.safetensors")[name.replace(".default", "")].shape[0] == 0
