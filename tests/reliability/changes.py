@@ -132,7 +132,7 @@ def _unguarded(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 def _left_out(node: ast.AST, first: bool) -> Iterator[tuple[str, ast.AST]]:
     match node:
-        case ast.Return(value=ast.expr() as value) if not _is_none(value):
+        case ast.Return(value=ast.expr() as value) if not _is_nothing(value):
             yield f"{ast.unparse(node)} → None", ast.Return(ast.Constant(None))
         case ast.Expr(value=ast.Call()) | ast.Raise():
             yield f"without {ast.unparse(node)}", ast.Pass()
@@ -199,8 +199,9 @@ def _without_handler(node: ast.Try, at: int) -> ast.AST:
     return ast.If(ast.Constant(True), [*node.body, *node.orelse], [])
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_nothing(node: ast.expr) -> bool:
+    """None, or what conditions take for the same: False and no text."""
+    return isinstance(node, ast.Constant) and not node.value
 
 
 def _instead(parts: Sequence[Any], at: int, *made: Any) -> list[Any]:
