@@ -23,6 +23,7 @@ from llamafarm_tuners.pytorch._recovery import Recovery
 from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._state import (
     METHODS,
+    OWN_FILES,
     Engine,
     read_methods,
     read_state,
@@ -151,11 +152,8 @@ def test_a_state_from_disk_repeats_the_steps_in_a_new_engine(tmp_path, optimizer
     restore(other, read)
     assert [take(other) for _ in range(4)] == expected
     assert everything(other) == everything(subject)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "optimizer.safetensors",
-        "training_state.json",
-        "training_state.safetensors",
-    }
+    names = {"optimizer.safetensors", "training_state.json", "training_state.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names == OWN_FILES
     assert not [path for path in tmp_path.iterdir() if path.read_bytes()[:2] in (b"\x80\x02", b"PK")], "no pickle"
 
 
@@ -210,6 +208,18 @@ def test_an_odd_state_is_an_error_of_ours(tmp_path, name):
         restore(subject, read_state(tmp_path))
 
 
+def test_weights_are_read_from_the_checkpoint_alone(tmp_path):
+    """Whatever lies elsewhere, and fits."""
+    (tmp_path / "checkpoint-1").mkdir()
+    save_file({"two.bias": torch.ones(1)}, tmp_path / "elsewhere.safetensors")
+    write_state(snapshot(engine("adamw"), 1), tmp_path / "checkpoint-1")
+    path = tmp_path / "checkpoint-1" / "training_state.json"
+    for name in ("../elsewhere.safetensors", str(tmp_path / "elsewhere.safetensors")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": {"two.bias": [name, "two.bias"]}}))
+        with pytest.raises(DiskError, match=r"outside the checkpoint.*LF-DISK-030"):
+            read_state(tmp_path / "checkpoint-1")
+
+
 @pytest.mark.parametrize("file", ["training_state.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"[]"])
 def test_tensors_that_are_none_are_an_error_of_ours(tmp_path, file, content):
@@ -246,6 +256,9 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     fewer.optimizer.param_groups[0]["params"].pop()
     with pytest.raises(StrategyError, match="state does not fit"):
         restore(fewer, kept)
+    for part in ("optimizer", "scheduler"):
+        with pytest.raises(StrategyError, match=r"state does not fit.*LF-TRAIN-050"):
+            restore(engine("adamw"), replace(kept, **{part: {}}))
 
 
 def test_a_state_that_is_not_finite_is_never_written(tmp_path):
@@ -306,7 +319,7 @@ def test_where_a_state_is_kept(host, monkeypatch):
 
     asked = []
     monkeypatch.setattr(_state, "copied", lambda value, device=None: asked.append(device) or copied(value))
-    snapshot(engine("adamw"), 1, host=host)
+    snapshot(engine("adamw"), 1, **({"host": True} if host else {}))
     assert asked[:2] == (["cpu", "cpu"] if host else [None, None])
 
 
@@ -462,11 +475,17 @@ def test_weights_that_stand_in_the_model_are_not_written_again(tmp_path):
 
 def test_tensors_of_any_memory_are_written_as_what_they_say(tmp_path):
     whole = torch.arange(12.0).reshape(3, 4)
-    weights = {"whole": whole, "same": whole, "part": whole[1], "turned": torch.arange(6.0).reshape(2, 3).t()}
+    weights = {
+        "whole": whole,
+        "same": whole,
+        "again": whole,
+        "part": whole[1],
+        "turned": torch.arange(6.0).reshape(2, 3).t(),
+    }
     write_state(replace(snapshot(engine("adamw"), 1), weights=weights), tmp_path)
     read = read_state(tmp_path).weights
     assert all(torch.equal(read[name], weights[name]) for name in weights)
-    assert (tmp_path / "training_state.safetensors").stat().st_size < 4 * (12 + 12 + 4 + 6 + 1) + 1000
+    assert (tmp_path / "training_state.safetensors").stat().st_size < 4 * (12 + 12 + 12 + 4 + 6 + 1) + 1000
 
 
 def test_whole_numbers_are_finite(tmp_path):
