@@ -114,7 +114,7 @@ def _no_path(value: str) -> str:
 
 def _no_place_to_write(value: str) -> str:
     """Why a strategy may not write there; empty if it may. Links are followed first."""
-    folder, here, home = FilePath(value).resolve(), FilePath.cwd().resolve(), FilePath.home().resolve()
+    folder, here, home = (FilePath(os.path.realpath(path)) for path in (value, FilePath.cwd(), FilePath.home()))
     if manifest_of(folder) is not None:
         return ""  # somebody chose it before
     inside = folder.is_relative_to(here)

@@ -15,6 +15,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import random
@@ -182,10 +183,12 @@ def prepared(name: str, source: str) -> Tried | None:
         loaded = Path(folder) / "modules.json"
         if attempt(name, ast.parse(source), Limits(), loaded=loaded).code != 0:
             return None
+        logging.disable()  # what some say when they are imported
         for other in json.loads(loaded.read_text(encoding="utf-8")):
             if not other.startswith(("llamafarm", "test", "conftest", "core_test", "__")):
                 with suppress(Exception):
                     importlib.import_module(other)
+        logging.disable(logging.NOTSET)
     tried = attempt(name, ast.parse(source), Limits())
     return tried if tried.code == 0 else None
 

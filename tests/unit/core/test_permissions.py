@@ -116,6 +116,13 @@ def test_where_somebody_works_already_may_be_anywhere(registry, work, home, monk
     assert reason(registry, str(home / "x")) == "the system's folders hold programs and their configuration"
 
 
+@pytest.mark.usefixtures("work")
+def test_a_link_that_leads_to_itself_leads_nowhere(registry):
+    """Nothing can be written there, as the disk will say."""
+    Path("loop").symlink_to("loop")
+    assert reason(registry, "loop/x") == ""
+
+
 @pytest.mark.usefixtures("home")
 def test_from_the_root_everything_is_below_the_working_folder_and_most_of_it_refused(registry, tmp_path, monkeypatch):
     """Where a container begins."""
