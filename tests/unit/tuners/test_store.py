@@ -357,7 +357,7 @@ def test_what_is_saved_has_a_kind(trained, full):
 
 
 def test_a_whole_model_is_written_as_others_read_it(tmp_path, full):
-    full.model.config._name_or_path = "/home/somebody/model"
+    full.model.config._name_or_path = "/private/model"
     write_model(full, tmp_path)
     assert "library_name: transformers" in (tmp_path / "README.md").read_text()
     config = json.loads((tmp_path / "config.json").read_text())
