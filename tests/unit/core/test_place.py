@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -165,3 +167,22 @@ def test_who_comes_back_clears_what_was_half_written_and_leaves_the_rest(tmp_pat
 def test_a_run_that_is_gone_is_not_come_back_to(tmp_path):
     with pytest.raises(DiskError, match=r"cannot write into the run's folder: No such file .*LF-DISK-022"):
         OldPlace(tmp_path / "gone", "run").__enter__()
+
+
+def test_what_cannot_be_taken_away_hides_no_error(tmp_path, monkeypatch):
+    unlink = os.unlink
+
+    def refuse(path, *rest, **named):
+        if Path(path).name == "half":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        unlink(path, *rest, **named)
+
+    def fail():
+        with NewPlace(tmp_path / "deep" / "run", "new", overwrite=False) as place:
+            (place.folder / "half").write_text("half")
+            monkeypatch.setattr(os, "unlink", refuse)
+            raise ValueError("why it failed")
+
+    with pytest.raises(ValueError, match="why it failed"):
+        fail()
+    assert live_owner(tmp_path / "deep" / "run") is None
