@@ -51,6 +51,8 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
 def is_stillborn(folder: Path) -> bool:
     """Whether a folder holds only what a run that was killed before it wrote its manifest leaves: nothing of value."""
     own = folder / OWN
-    if not own.is_dir() or [path.name for path in folder.iterdir()] != [OWN]:
-        return False
-    return all(path.name in _BEFORE_THE_MANIFEST or path.suffix == ".part" for path in own.iterdir())
+    return (
+        own.is_dir()
+        and [path.name for path in folder.iterdir()] == [OWN]
+        and all(path.name in _BEFORE_THE_MANIFEST or path.suffix == ".part" for path in own.iterdir())
+    )

@@ -114,12 +114,13 @@ def _no_path(value: str) -> str:
 
 def _no_place_to_write(value: str) -> str:
     """Why a strategy may not write there; empty if it may. Links are followed first."""
-    folder, here, home = FilePath(value).resolve(), FilePath.cwd().resolve(), FilePath.home().resolve()
+    folder, here, home = (FilePath(os.path.realpath(path)) for path in (value, FilePath.cwd(), FilePath.home()))
     if manifest_of(folder) is not None:
         return ""  # somebody chose it before
     inside = folder.is_relative_to(here)
     below = folder.relative_to(here).parts if inside else folder.parts
     system = any(map(folder.is_relative_to, _SYSTEM)) and not any(map(folder.is_relative_to, _SCRATCH))
+    at_work = any(map(here.is_relative_to, _SYSTEM))  # in one of them: not in the root, which has all of them below it
     reasons = {
         "~ is not replaced in strategies": value.startswith("~"),
         "this is the working folder itself": folder == here,
@@ -128,6 +129,6 @@ def _no_place_to_write(value: str) -> str:
         "hidden folders hold configuration": any(
             part.startswith(".") and part not in _HIDDEN_BUT_OURS for part in below
         ),
-        "the system's folders hold programs and their configuration": system and not inside,
+        "the system's folders hold programs and their configuration": system and not (inside and at_work),
     }
     return next((reason for reason, applies in reasons.items() if applies), "")

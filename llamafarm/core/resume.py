@@ -52,8 +52,9 @@ def find_run(target: str, *, allow_changes: bool = False) -> Resumption:
     if target == LAST:
         return Resumption(_last(), ResumePoint(allow_changes=allow_changes))
     path = Path(target).expanduser()
-    checkpoint = path if _CHECKPOINT.fullmatch(path.resolve().name) and not (path / OWN).is_dir() else None
-    folder = path.resolve().parent if checkpoint else path
+    real = Path(os.path.realpath(path))  # which does not mind a link that leads to itself
+    checkpoint = path if _CHECKPOINT.fullmatch(real.name) and not (path / OWN).is_dir() else None
+    folder = real.parent if checkpoint else path
     if checkpoint and not path.is_absolute():
         folder = Path(os.path.relpath(folder))
     if manifest_of(folder) is None:
@@ -80,7 +81,7 @@ def asked_for(loaded: Loaded, *, allow_changes: bool = False) -> Resumption | No
     if not wanted or (wanted is True and manifest_of(folder) is None):
         return None
     found = find_run(config.output_dir if wanted is True else str(wanted), allow_changes=allow_changes)
-    if found.folder.resolve() != folder.resolve():
+    if os.path.realpath(found.folder) != os.path.realpath(folder):
         message = f"training.resume_from_checkpoint names a run in {found.folder}, but output_dir is {folder}"
         raise RunDirectoryError.of("LF-RUN-014", message, hint="give the same folder twice: a run goes on where it is")
     return found

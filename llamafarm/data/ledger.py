@@ -48,7 +48,7 @@ def check_losses(tokenized: Tokenized, examples: Sequence[Example], allowed: flo
     """
     counts = tokenized.counts
     lost, open_ends = counts.get("trained_tokens_cut", 0), counts.get("answers_without_end", 0)
-    total = counts.get("trained_tokens", 0) + lost
+    total = counts["trained_tokens"] + lost
     if lost <= allowed * total and (not open_ends or allowed == 1):
         return
     message = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,9 +74,9 @@ def damage(folder: Path, *, content: bool = True) -> str | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return f"it has no {CHECKPOINT_FILE} that can be read"
-    if missing := sorted(name for name in manifest.files if not _inside(folder, name)):
-        return f"{missing[0]} is missing"
     try:
+        if missing := sorted(name for name in manifest.files if not _inside(folder, name)):
+            return f"{missing[0]} is missing"
         for name, (size, digest) in manifest.files.items():
             found = (folder / name).stat().st_size
             if found != size:
@@ -95,8 +95,5 @@ def _inside(folder: Path, name: str) -> bool:
 
 def file_digest(file: Path) -> str:
     """SHA-256 of a file in hex."""
-    total = sha256()
     with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

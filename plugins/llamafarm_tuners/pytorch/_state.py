@@ -210,6 +210,8 @@ def read_state(folder: Path) -> TrainingState:
 
 def _read_state(folder: Path) -> TrainingState:
     described = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if described["version"] != _VERSION:
+        raise ValueError(f"version {described['version']!r}, not {_VERSION}")
     if type(described["step"]) is not int or described["step"] < 0:
         raise ValueError(f"step {described['step']!r}")
     tensors = load_file(folder / WEIGHTS)

@@ -73,7 +73,6 @@ def write_model(trained: Trained, folder: Path) -> None:
         write_additions(folder, trained.model)
     else:
         trained.model.save_pretrained(folder)
-        _drop_private_path(folder / "config.json")
     with system_errors():
         trained.tokenizer.save_pretrained(folder)
     write_methods(folder, trained.methods, trained.model)
@@ -119,7 +118,6 @@ def merged_into(folder: Path) -> Iterator[Path]:
         for file in sorted(temporary.iterdir()):
             file.replace(folder / file.name)
         sync_folder(folder)
-        temporary.rmdir()
 
 
 def swept(folder: Path) -> None:
@@ -164,12 +162,6 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
     write_json(path, config)
-
-
-def _drop_private_path(config_file: Path) -> None:
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    if config.pop("_name_or_path", None):
-        write_json(config_file, config)
 
 
 def _require_finite(model: nn.Module) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,8 +10,9 @@ from threading import Barrier
 
 import pytest
 
-from llamafarm.core.place import NewPlace
-from llamafarm.errors import RunDirectoryError
+from llamafarm.core.lock import live_owner
+from llamafarm.core.place import NewPlace, OldPlace
+from llamafarm.errors import DiskError, RunDirectoryError
 
 
 def write_run(folder: Path, run_id: str) -> None:
@@ -66,3 +69,120 @@ def test_a_run_that_was_killed_before_it_replaced_another_has_not_replaced_it(tm
     with pytest.raises(RunDirectoryError, match="LF-RUN-004"):
         NewPlace(folder, "new", overwrite=False).__enter__()
     assert owner(folder) == "old"
+
+
+def test_a_run_that_fails_before_it_began_leaves_nothing_that_it_made(tmp_path):
+    folder = tmp_path / "there" / "deep" / "er" / "run"
+    (tmp_path / "there").mkdir()
+    with NewPlace(folder, "new", overwrite=False) as place:
+        assert (place.folder, place.run_id) == (folder, "new")
+        assert live_owner(folder)["run_id"] == "new"
+        assert (folder / "llamafarm").stat().st_mode & 0o777 == 0o700, "what it holds is nobody else's business"
+        (folder / "half").write_text("half")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_folder_that_another_run_is_in_by_now_stays(tmp_path):
+    with NewPlace(tmp_path / "deep" / "er" / "run", "new", overwrite=False):
+        (tmp_path / "deep" / "other").mkdir()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "other"]
+
+
+def test_what_is_kept_replaces_what_was_there(tmp_path):
+    folder = tmp_path / "run"
+    write_run(folder, "old")
+    with NewPlace(folder, "new", overwrite=True) as place:
+        assert owner(tmp_path / ".run.before") == "old"
+        write_run(folder, "new")
+        place.keep = True
+    assert owner(folder) == "new"
+    assert live_owner(folder) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with NewPlace(tmp_path / "other", "first", overwrite=False) as place:
+        place.keep = True
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
+
+
+def test_an_empty_folder_is_used_as_it_is(tmp_path):
+    """It may be a disk of its own."""
+    (tmp_path / "run").mkdir()
+    number = (tmp_path / "run").stat().st_ino
+    with NewPlace(tmp_path / "run", "new", overwrite=False) as place:
+        assert (tmp_path / "run").stat().st_ino == number
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        place.keep = True
+    assert (tmp_path / "run").stat().st_ino == number
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DiskError, match=r"cannot make the output folder: .*LF-DISK-001"):
+        NewPlace(tmp_path / "file" / "run", "new", overwrite=False).__enter__()
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a stillborn run"])
+def test_a_run_that_was_to_be_replaced_comes_back_after_a_kill(tmp_path, there):
+    folder = tmp_path / "run"
+    write_run(tmp_path / ".run.before", "old")
+    if there != "nothing":
+        (folder / "llamafarm" if there == "a stillborn run" else folder).mkdir(parents=True)
+    with pytest.raises(RunDirectoryError, match="LF-RUN-004"):
+        NewPlace(folder, "new", overwrite=False).__enter__()
+    assert owner(folder) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_replaced_another_is_not_undone_after_a_kill(tmp_path):
+    folder = tmp_path / "run"
+    write_run(tmp_path / ".run.before", "old")
+    write_run(folder, "later")
+    with pytest.raises(RunDirectoryError, match="LF-RUN-004"):
+        NewPlace(folder, "new", overwrite=False).__enter__()
+    assert owner(folder) == "later"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_stillborn_run_is_worth_nothing(tmp_path):
+    (tmp_path / "run" / "llamafarm").mkdir(parents=True)
+    (tmp_path / "run" / "llamafarm" / "run.log").write_text("it began")
+    with NewPlace(tmp_path / "run", "new", overwrite=False):
+        assert [path.name for path in (tmp_path / "run" / "llamafarm").iterdir()] == ["run.lock"]
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_comes_back_clears_what_was_half_written_and_leaves_the_rest(tmp_path):
+    write_run(tmp_path, "mine")
+    (tmp_path / "llamafarm" / ".manifest.json.77.part").write_text("{")
+    with OldPlace(tmp_path, "mine") as place:
+        assert place.keep
+        assert live_owner(tmp_path)["run_id"] == "mine"
+        assert sorted(path.name for path in (tmp_path / "llamafarm").iterdir()) == ["manifest.json", "run.lock"]
+        with pytest.raises(RunDirectoryError, match="LF-RUN-003"):
+            OldPlace(tmp_path, "mine").__enter__()
+    assert live_owner(tmp_path) is None
+    assert owner(tmp_path) == "mine"
+
+
+def test_a_run_that_is_gone_is_not_come_back_to(tmp_path):
+    with pytest.raises(DiskError, match=r"cannot write into the run's folder: No such file .*LF-DISK-022"):
+        OldPlace(tmp_path / "gone", "run").__enter__()
+
+
+def test_what_cannot_be_taken_away_hides_no_error(tmp_path, monkeypatch):
+    unlink = os.unlink
+
+    def refuse(path, *rest, **named):
+        if Path(path).name == "half":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        unlink(path, *rest, **named)
+
+    def fail():
+        with NewPlace(tmp_path / "deep" / "run", "new", overwrite=False) as place:
+            (place.folder / "half").write_text("half")
+            monkeypatch.setattr(os, "unlink", refuse)
+            raise ValueError("why it failed")
+
+    with pytest.raises(ValueError, match="why it failed"):
+        fail()
+    assert live_owner(tmp_path / "deep" / "run") is None

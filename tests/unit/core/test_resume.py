@@ -104,7 +104,8 @@ def test_without_a_name_the_last_run_is_meant(registry, project, tmp_path, inter
 
 def test_no_run_to_resume(write, tmp_path):
     write("{}", "base/config.json")
-    for target in ("last", "base", "nowhere"):
+    (tmp_path / "loop").symlink_to("loop")
+    for target in ("last", "base", "nowhere", "loop", "loop/checkpoint-1"):
         with pytest.raises(RunDirectoryError, match="LF-RUN-011"):
             find_run(target)
 

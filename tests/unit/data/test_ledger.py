@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llamafarm.api import Example, Message, RowRef
 from llamafarm.data.fit import IGNORED
 from llamafarm.data.ledger import check_losses, losses_by_source, row_ledger, said_of_losses
-from llamafarm.data.tokens import OverLong, Tokenized, tokenize
+from llamafarm.data.tokens import Loss, OverLong, Tokenized, tokenize
 from llamafarm.errors import DataError
 
 POLICIES: tuple[OverLong, ...] = ("truncate", "drop", "split")
@@ -167,3 +167,14 @@ def test_losses_are_told_by_file(tokenizer: Any) -> None:
     many = {f"{at}": {"rows": 1, "trained_tokens": at, "end_tokens": 0} for at in range(8)}
     assert [sentence.partition(":")[0] for sentence in said_of_losses(many, "drop")[:2]] == ["7", "6"]
     assert said_of_losses(many, "drop")[5:] == ["and 3 more files lose some"]
+    assert len(said_of_losses({name: many[name] for name in "34567"}, "drop")) == 5, "and none more"
+
+
+def test_of_rows_that_lose_tokens_alone_the_worst_are_named_first() -> None:
+    examples = [conversation(line, "x", "y") for line in range(1, 9)]
+    losses = {at: Loss(trained_tokens=lost, ends=0, open_end=False) for at, lost in enumerate([1, 5, 3, 8, 2, 7, 4, 6])}
+    tokenized = Tokenized([], {"trained_tokens": 10, "trained_tokens_cut": 36}, losses)
+    with pytest.raises(DataError) as caught:
+        check_losses(tokenized, examples, 0.5)
+    assert "36 of 46 trained tokens (78.3%) and the end of 0 answers do not fit" in caught.value.problems[0].message
+    assert [item.where for item in caught.value.problems[1:]] == [f"rows.jsonl:{line}" for line in (4, 6, 8, 2, 7)]

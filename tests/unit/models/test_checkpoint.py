@@ -49,6 +49,7 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
     assert damage(folder) is None
     assert write_manifest(folder, 7, position={"step": 7, "epoch": 0.5}, identity=IDENTITY) == found, "again: the same"
     assert json.loads((folder / CHECKPOINT_FILE).read_text())["version"] == 1
+    assert '\n  "step": 7,\n' in (folder / CHECKPOINT_FILE).read_text(), "people read it too"
     assert "ü" in (folder / CHECKPOINT_FILE).read_text(encoding="utf-8")
     assert file_digest(folder / "model.safetensors") == expected["model.safetensors"][1]
 
@@ -122,3 +123,9 @@ def test_names_lead_nowhere_else(folder: Path, name: str) -> None:
     (folder.parent / "outside").write_text("x")
     entry = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
     assert damage(changed(folder, files={name: entry})) == f"{name} is missing"
+
+
+def test_a_name_that_no_file_can_have_is_damage(folder: Path) -> None:
+    name = "x" * 300
+    entry = {"bytes": 1, "sha256": sha256(b"x").hexdigest()}
+    assert damage(changed(folder, files={name: entry})) == f"{name} cannot be read: File name too long"

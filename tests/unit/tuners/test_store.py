@@ -1,35 +1,30 @@
+"""Models, adapters and checkpoints are written whole or not at all, and are on the disk before they have their name."""
+
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
-import peft
 import pytest
 import torch
+from torch import nn
 
-from llamafarm.api import BaseModelConfig
 from llamafarm.errors import DiskError, NumericError
-from llamafarm.models._load import load_model, load_tokenizer
-from llamafarm.models.checkpoint import read_manifest, write_manifest
-from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, recover, restore_weights
-from llamafarm_tuners.pytorch._store import Trained, merged_into, replaced_folder, write_model
+from llamafarm.models.vocabulary import VOCABULARY_FILE
+from llamafarm_methods.lora import Lora
+from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints
+from llamafarm_tuners.pytorch._store import (
+    link_files,
+    merged_into,
+    removed,
+    replaced_folder,
+    swept,
+    write_model,
+)
 from llamafarm_tuners.pytorch.card import model_card
-
-
-@pytest.fixture
-def trained(tiny_model_dir) -> Trained:
-    folder = str(tiny_model_dir("llama"))
-    config = BaseModelConfig(huggingface_id=folder)
-    model = load_model(config, dtype=torch.float32)
-    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["v_proj", "q_proj"], init_lora_weights=False)
-    return Trained(peft.get_peft_model(model, lora), load_tokenizer(config), folder, "llama", {"method": "lora"})
-
-
-@pytest.fixture
-def full(tiny_model_dir) -> Trained:
-    config = BaseModelConfig(huggingface_id=str(tiny_model_dir("llama")))
-    return Trained(load_model(config, dtype=torch.float32), load_tokenizer(config), "x", "x", {"method": "full"})
 
 
 def checkpoints(tmp_path, trained, limit=None) -> Checkpoints:
@@ -58,48 +53,6 @@ def test_a_checkpoint_is_a_complete_adapter_folder(tmp_path, trained):
     assert config["target_modules"] == ["q_proj", "v_proj"]
     assert config["base_model_name_or_path"] == trained.base
     assert trained.base not in (path / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("limit", "best", "left"),
-    [
-        (None, None, [1, 2, 3, 4]),
-        (2, None, [3, 4]),
-        (2, 1, [1, 3, 4]),  # the best is kept besides
-        (1, 2, [2, 4]),
-        (1, 4, [4]),
-        (2, 3, [2, 3, 4]),
-    ],
-)
-def test_rotation_never_takes_the_best_or_the_newest(tmp_path, trained, limit, best, left):
-    made = checkpoints(tmp_path, trained, limit)
-    for step in (1, 2, 3, 4):
-        if step == best:
-            made.save_best(step)
-        made.save(step, best if best is not None and best <= step else None)
-    assert made.saved == left
-    assert sorted(int(name.split("-")[1]) for name in names(tmp_path) if name != BEST) == left
-
-
-def test_a_checkpoint_of_the_best_step_shares_its_files(tmp_path, trained):
-    made = checkpoints(tmp_path, trained)
-    best = made.save_best(5) / "adapter_model.safetensors"
-    assert (made.save(5, 5) / "adapter_model.safetensors").samefile(best)
-    assert not (made.save(6, 5) / "adapter_model.safetensors").samefile(best)
-
-
-@pytest.mark.parametrize("which", ["trained", "full"])
-def test_a_checkpoint_restores_the_weights(tmp_path, which, request):
-    subject = request.getfixturevalue(which)
-    path = checkpoints(tmp_path, subject).save_best(1)
-    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
-    with torch.no_grad():
-        for parameter in subject.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(1)
-    restore_weights(subject, path)
-    after = subject.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_saving_never_asks_the_hub_about_the_base(tmp_path, trained, monkeypatch):
@@ -159,113 +112,285 @@ def test_cards():
     assert "library_name: transformers" in model_card("owner/name", {"method": "freeze"})
 
 
-def kept(tmp_path, trained, steps=(2, 4, 6)) -> list:
-    """Checkpoints of a run that was stopped, resumable as far as the store can see."""
-    made = checkpoints(tmp_path, trained)
-    for step in steps:
-        path = made.save(step, None)
-        (path / "training_state.json").write_text("{}")
-        write_manifest(path, step, position={}, identity={})
-    return [tmp_path / f"checkpoint-{step}" for step in steps]
+@pytest.fixture
+def disk(monkeypatch):
+    """What happens to a disk, in order: what is had on it, and what gets another name."""
+    events, fsync = [], os.fsync
+
+    def recorded_fsync(descriptor):
+        events.append(("on disk", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def recorded(original):
+        def call(source, target, *rest, **named):
+            events.append((Path(target).name, Path(source).stat().st_ino))
+            original(source, target, *rest, **named)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    for how in ("rename", "replace"):
+        monkeypatch.setattr(os, how, recorded(getattr(os, how)))
+    return events
 
 
-def recovered(tmp_path, trained, wanted=None):
-    said: list[str] = []
-    found = recover(tmp_path, wanted, said.append)
-    return found.checkpoint, list(found.saved), said
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_on_disk_with_all_its_files_before_it_has_its_name_and_then_its_name_is(tmp_path, disk, there):
+    folder = tmp_path / "result"
+    if there:
+        folder.mkdir()
+        (folder / "old").write_text("old")
+    with replaced_folder(folder) as temporary:
+        (temporary / "a").write_text("a")
+        (temporary / "b").write_text("b")
+        assert names(tmp_path) == [temporary.name, *(["result"] if there else [])]
+        assert temporary.name.startswith(".writing-"), "a name that the next run clears"
+        disk.clear()
+    assert names(tmp_path) == ["result"]
+    assert names(folder) == ["a", "b"]
+    assert folder.stat().st_mode & 0o777 == 0o755, "as any other folder"
+    number = folder.stat().st_ino
+    named = disk.index(("result", number))
+    before, after = disk[:named], disk[named + 1 :]
+    for path in (folder, folder / "a", folder / "b"):
+        assert ("on disk", path.stat().st_ino) in before
+    assert after == [("on disk", tmp_path.stat().st_ino)]
 
 
-def test_the_newest_checkpoint_is_found_whatever_the_clock_says(tmp_path, trained):
-    first, _, last = kept(tmp_path, trained)
-    os.utime(first, (4e9, 4e9))
-    assert recovered(tmp_path, trained) == (last, [2, 4, 6], [])
+def test_a_run_that_is_killed_while_it_replaces_a_folder_loses_neither(tmp_path, monkeypatch):
+    """The old one is put back by the next, which clears the new one."""
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "old").write_text("old")
+    rename, count = os.rename, []
+
+    def killed(source, target, *rest, **named):
+        count.append(target)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        rename(source, target, *rest, **named)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt), replaced_folder(tmp_path / "result") as temporary:
+        (temporary / "new").write_text("new")
+    monkeypatch.setattr(os, "rename", rename)
+    assert not (tmp_path / "result").exists()
+    swept(tmp_path)
+    assert names(tmp_path) == ["result"]
+    assert names(tmp_path / "result") == ["old"]
 
 
-def damages() -> dict:
-    def cut(file, size):
-        with file.open("r+b") as stream:
-            stream.truncate(size)
-
-    def flip(file, place):
-        content = bytearray(file.read_bytes())
-        content[place % len(content)] ^= 1
-        file.write_bytes(content)
-
-    def swap(file):
-        other = file.parent.parent / "checkpoint-2" / file.name
-        (file.parent / "x").write_bytes(file.read_bytes()[:-1] + b"x")
-        (file.parent / "x").replace(file)
-        assert other.exists()
-
-    return {
-        "missing": lambda file: file.unlink(),
-        "empty": lambda file: cut(file, 0),
-        "one byte": lambda file: cut(file, 1),
-        "half": lambda file: cut(file, file.stat().st_size // 2),
-        "almost": lambda file: cut(file, file.stat().st_size - 1),
-        "first bit": lambda file: flip(file, 0),
-        "a bit in the middle": lambda file: flip(file, file.stat().st_size // 2),
-        "last bit": lambda file: flip(file, -1),
-        "another's": swap,
-    }
+def test_a_folder_deeper_than_what_is_there_is_made(tmp_path):
+    with replaced_folder(tmp_path / "deep" / "er" / "result") as temporary:
+        (temporary / "a").write_text("a")
+    assert names(tmp_path / "deep" / "er") == ["result"]
 
 
-@pytest.mark.parametrize("damage", damages())
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "training_state.json", "trainer_state.json"])
-def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(tmp_path, trained, name, damage):
-    _, before, last = kept(tmp_path, trained)
-    damages()[damage](last / name)
-    found, saved, said = recovered(tmp_path, trained)
-    assert (found, saved) == (before, [2, 4])
-    assert len(said) == 1
-    assert name in said[0]
-    assert said[0].endswith("put aside as damaged-checkpoint-6")
-    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "damaged-checkpoint-6"]
+@pytest.mark.parametrize("written", [replaced_folder, merged_into])
+def test_what_cannot_be_written_is_an_error_of_ours_and_leaves_nothing(tmp_path, written):
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "mine").write_text("mine")
+    message = r"cannot write result: No space left on device;.*LF-DISK-010"
+
+    def fail_half_way() -> None:
+        with written(tmp_path / "result") as temporary:
+            (temporary / "half").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(DiskError, match=message):
+        fail_half_way()
+    assert names(tmp_path) == ["result"]
+    assert names(tmp_path / "result") == ["mine"]
 
 
-def test_a_manifest_that_cannot_be_read_is_damage_too(tmp_path, trained):
-    _, before, last = kept(tmp_path, trained)
-    (last / "llamafarm_checkpoint.json").write_text('{"version": 1, "files": {"../x": {}}}')
-    assert recovered(tmp_path, trained)[0] == before
+def test_files_are_merged_into_a_folder_that_has_others(tmp_path, disk):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "mine").write_text("mine")
+    with merged_into(tmp_path) as temporary:
+        (temporary / "a").write_text("new")
+        (temporary / "b").write_text("b")
+        assert (tmp_path / "a").read_text() == "old"
+        disk.clear()
+    assert names(tmp_path) == ["a", "b", "mine"]
+    assert (tmp_path / "a").read_text() == "new"
+    numbers = {name: (tmp_path / name).stat().st_ino for name in "ab"}
+    named = [disk.index((name, numbers[name])) for name in "ab"]
+    assert max(disk.index(("on disk", number)) for number in numbers.values()) < named[0] < named[1]
+    assert disk[-1] == ("on disk", tmp_path.stat().st_ino)
 
 
-def test_a_manifest_cannot_name_files_elsewhere(tmp_path, trained):
-    _, before, last = kept(tmp_path, trained)
-    path = last / "llamafarm_checkpoint.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"]["../checkpoint-2/README.md"] = manifest["files"].pop("README.md")
-    path.write_text(json.dumps(manifest))
-    assert recovered(tmp_path, trained)[0] == before
+def test_clearing_up_takes_what_was_half_written_and_nothing_else(tmp_path):
+    for name in (".writing-a", ".old-b", ".old-c", ".git", "writing-d", "result"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / ".old-b" / "file").rename(tmp_path / ".old-b" / "result")  # which has been replaced
+    (tmp_path / ".old-c" / "file").rename(tmp_path / ".old-c" / "lost")  # which has not
+    for name in (".trainer_state.json.7.part", "mine.part", ".hidden", "file"):
+        (tmp_path / name).write_text(name)
+    swept(tmp_path)
+    assert names(tmp_path) == [".git", ".hidden", "file", "lost", "mine.part", "result", "writing-d"]
+    assert (tmp_path / "lost").read_text() == ".old-c"
+    assert (tmp_path / "result" / "file").read_text() == "result"
 
 
-def test_a_checkpoint_asked_for_by_name_is_never_replaced_by_another(tmp_path, trained):
-    _, middle, last = kept(tmp_path, trained)
-    (middle / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(DiskError, match=r"checkpoint-4 cannot be used.*LF-DISK-021"):
-        recovered(tmp_path, trained, middle)
-    assert not last.exists()
-    assert (tmp_path / "later-checkpoint-6").is_dir()
+def test_a_folder_that_is_removed_is_never_there_by_half(tmp_path, monkeypatch, disk):
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    number = folder.stat().st_ino
+    monkeypatch.setattr("llamafarm_tuners.pytorch._store.shutil.rmtree", lambda *_, **__: disk.append("removing"))
+    removed(folder)
+    assert disk == [("checkpoint-1", number), ("on disk", tmp_path.stat().st_ino), "removing"]
+    (left,) = names(tmp_path)
+    monkeypatch.undo()
+    assert left.startswith(".writing-"), "had it been killed here, the next run would clear it"
+    swept(tmp_path)
+    assert names(tmp_path) == []
 
 
-def test_what_was_half_written_is_cleared_and_what_was_to_be_replaced_is_put_back(tmp_path, trained):
-    kept(tmp_path, trained, (2,))
-    (tmp_path / ".writing-abc").mkdir()
-    (tmp_path / ".writing-abc/half").write_text("half")
-    (tmp_path / ".old-abc").mkdir()
-    checkpoints(tmp_path, trained).save_best(2).rename(tmp_path / ".old-abc" / BEST)
-    assert recovered(tmp_path, trained)[0] == tmp_path / "checkpoint-2"
-    assert names(tmp_path) == ["checkpoint-2", BEST]
+def test_what_cannot_be_removed_ends_nothing(tmp_path, monkeypatch):
+    """It has another name by then; the next run tries again."""
+    for name in ("checkpoint-1", "result", ".writing-a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("old")
+    unlink = os.unlink
+
+    def refuse(path, *rest, **named):
+        if Path(path).name == "old":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        unlink(path, *rest, **named)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    removed(tmp_path / "checkpoint-1")
+    with replaced_folder(tmp_path / "result") as temporary:
+        (temporary / "new").write_text("new")
+    swept(tmp_path)
+    assert names(tmp_path / "result") == ["new"]
+    assert not (tmp_path / "checkpoint-1").exists()
+    monkeypatch.undo()
+    swept(tmp_path)
+    assert names(tmp_path) == ["result"]
 
 
-def test_the_best_checkpoint_is_that_of_the_state_that_is_resumed(tmp_path, trained):
-    kept(tmp_path, trained, (2, 4))
-    made = checkpoints(tmp_path, trained)
-    made.save_best(5)  # found after the last checkpoint, and then the run was killed
-    recover(tmp_path, None, print)
-    made.require_best(4, print)
-    manifest = read_manifest(tmp_path / BEST)
-    assert manifest is not None
-    assert manifest.step == 4
-    assert (tmp_path / BEST / "adapter_model.safetensors").samefile(
-        tmp_path / "checkpoint-4" / "adapter_model.safetensors"
-    )
+def test_removing_leaves_nothing(tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "file").write_text("x")
+    removed(tmp_path / "checkpoint-1")
+    assert names(tmp_path) == []
+
+
+def test_files_get_a_second_name_or_are_copied(tmp_path, monkeypatch):
+    for name in ("linked", "copied"):
+        (tmp_path / name).mkdir()
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    files = [tmp_path / "a", tmp_path / "b"]
+    link_files(files, tmp_path / "linked")
+    assert all((tmp_path / "linked" / file.name).samefile(file) for file in files)
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)  # as file systems that have no second names
+    link_files(files, tmp_path / "copied")
+    assert not any((tmp_path / "copied" / file.name).samefile(file) for file in files)
+    assert [(tmp_path / "copied" / name).read_text() for name in "ab"] == ["a", "b"]
+
+
+def test_an_adapter_is_written_as_others_read_it(tmp_path, trained):
+    config = trained.model.peft_config["default"]
+    config.modules_to_save = {"lm_head", "a", "b"}
+    write_model(trained, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["modules_to_save"] == ["a", "b", "lm_head"]
+    assert written["target_modules"] == ["q_proj", "v_proj"]
+    assert not (tmp_path / VOCABULARY_FILE).exists(), "nothing was added"
+    assert "library_name: peft" in (tmp_path / "README.md").read_text()
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as tensors:
+        assert all("lora_" in name for name in tensors.keys())  # noqa: SIM118  # it is no mapping
+
+
+def test_patterns_of_an_adapter_stay_as_they_are(tmp_path, trained):
+    trained.model.peft_config["default"].target_modules = ".*[qv]_proj"
+    write_model(trained, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == ".*[qv]_proj"
+
+
+def test_an_adapter_is_written_with_its_tokens_where_the_vocabulary_grew(tmp_path, trained, monkeypatch):
+    """Without looking into the embeddings, whose rows would all be saved."""
+    from llamafarm_tuners.pytorch import _store
+
+    told = []
+    monkeypatch.setattr(_store, "write_additions", lambda folder, model: told.append((folder, model)))
+    write_model(trained, tmp_path)
+    assert told == [(tmp_path, trained.model)]
+
+
+class Written(Lora):
+    """Notes when it is told that its model was written."""
+
+    def written(self, model: nn.Module, folder) -> None:
+        (folder / "noted").write_text(" ".join(names(folder)))
+
+
+def test_methods_are_told_when_all_is_written_and_written_down(tmp_path, trained):
+    write_model(replace(trained, methods=(Written(Lora.Config()),)), tmp_path)
+    assert "llamafarm_methods.json" in (tmp_path / "noted").read_text()
+    assert json.loads((tmp_path / "llamafarm_methods.json").read_text())["methods"][0]["type"] == "lora"
+
+
+class Beside(Lora):
+    """Stands for one that is combined with others."""
+
+    stacks = True
+
+
+def test_what_is_saved_has_a_kind(trained, full):
+    lora, beside = Lora(Lora.Config()), Beside(Lora.Config())
+    assert (trained.is_adapter, full.is_adapter) == (True, False)
+    assert replace(trained, methods=(lora,)).adapter_kind == lora.adapter().kind != "adapter"
+    assert replace(trained, methods=(beside, lora)).adapter_kind == lora.adapter().kind
+    assert replace(trained, methods=(beside,)).adapter_kind == "adapter"
+    assert trained.adapter_kind == "adapter"
+    assert replace(full, methods=(lora,)).adapter_kind == ""
+
+
+def test_a_whole_model_is_written_as_others_read_it(tmp_path, full):
+    full.model.config._name_or_path = "/private/model"
+    write_model(full, tmp_path)
+    assert "library_name: transformers" in (tmp_path / "README.md").read_text()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "_name_or_path" not in config
+    assert config["model_type"] == "llama"
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_frozen_weights_are_not_looked_at(tmp_path, trained):
+    """A base that came with odd values trains as it always did; they are not saved."""
+    next(p for p in trained.model.parameters() if not p.requires_grad).data[0, 0] = float("inf")
+    write_model(trained, tmp_path)
+    name = next(name for name, p in trained.model.named_parameters() if p.requires_grad)
+    trained.model.get_parameter(name).data[0, 0] = torch.inf
+    with pytest.raises(NumericError, match=f"the weight {name} is not finite"):
+        write_model(trained, tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_written_is_an_error_of_the_disk(tmp_path, trained, monkeypatch):
+    def refuse(folder):
+        raise Exception("No space left on device (os error 28)")  # noqa: TRY002  # as tokenizers does
+
+    monkeypatch.setattr(trained.tokenizer, "save_pretrained", refuse)
+    with pytest.raises(DiskError, match="No space left"):
+        checkpoints(tmp_path, trained).save(1, None)
+    assert names(tmp_path) == []
+
+
+def test_an_adapter_that_lost_every_rank_of_a_layer_is_written_without_a_warning(tmp_path, trained):
+    """As AdaLoRA leaves some; a warning is an error here."""
+    name, matrix = next((name, p) for name, p in trained.model.named_parameters() if "lora_A" in name)
+    matrix.data = matrix.data[:0]
+    write_model(trained, tmp_path)
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "adapter_model.safetensors")[name.replace(".default", "")].shape[0] == 0
