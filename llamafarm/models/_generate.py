@@ -15,7 +15,7 @@ from llamafarm.errors import ModelError
 from llamafarm.models._turns import end_of_turn
 from llamafarm.models.first_token import begun, first_token
 from llamafarm.models.literal import literals_of
-from llamafarm.models.templates import CPU_SECONDS, TooCostly, check_output, limited, too_costly
+from llamafarm.models.templates import TooCostly, check_output, limited, too_costly
 
 Chat = Sequence[dict[str, str]]
 """Messages as `{"role": …, "content": …}`."""
@@ -100,8 +100,8 @@ def _encode(prompt: str | Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]
     try:
         with limited():
             text = tokenizer.apply_chat_template(literals.hidden(prompt), add_generation_prompt=True, tokenize=False)
-    except TooCostly:
-        raise too_costly("the tokenizer", f"takes more than {CPU_SECONDS} seconds for one conversation") from None
+    except TooCostly as error:
+        raise too_costly("the tokenizer", f"{error} for one conversation") from None
     except Exception as error:  # templates raise whatever they like
         raise ModelError.of("LF-MODEL-031", f"the chat template refuses these messages: {error}") from error
     check_output(text, len(str(tokenizer.chat_template)) + len(str(prompt)), "the tokenizer")
