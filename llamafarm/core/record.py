@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from llamafarm.models.checkpoint import CHECKPOINT_FILE
+
 OWN: Final = "llamafarm"
 """The sub-folder that marks a run directory as ours."""
 
@@ -13,6 +15,12 @@ OWN: Final = "llamafarm"
 def manifest_of(folder: Path) -> dict[str, Any] | None:
     """The manifest of a run directory, or None when it has none that can be read."""
     return _json(folder / OWN / "manifest.json")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run of ours, though its manifest be damaged or lost: it has checkpoints then."""
+    kept = (folder / OWN / "resolved.yaml").is_file() and any(folder.glob(f"checkpoint-*/{CHECKPOINT_FILE}"))
+    return kept or manifest_of(folder) is not None
 
 
 def settings_of(folder: Path) -> dict[str, Any] | None:

@@ -257,8 +257,8 @@ class Run:
         if events is not None:
             events.close()
         path = self.own / "events.jsonl"
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _at_most(line, fields["step"])]
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in path.read_bytes().split(b"\n") if _at_most(line, fields["step"])]
+        write_atomically(path, "".join(f"{line.decode()}\n" for line in kept))
 
     def _surviving(self, write: Callable[[], None]) -> None:
         """Write what the training does not depend on; a disk that does not take it is worth a warning, once."""
@@ -335,11 +335,11 @@ class Run:
         return f"{reason}; what was trained is kept\ngo on with: {command}"
 
 
-def _at_most(line: str, step: int) -> bool:
+def _at_most(line: bytes, step: int) -> bool:
     """Whether a line of events.jsonl is whole, and of no later step."""
     try:
-        event = json.loads(line)
-    except ValueError:
+        event = json.loads(line.decode())
+    except ValueError:  # no UTF-8 too
         return False
     return isinstance(event, dict) and not (isinstance(event.get("step"), int) and event["step"] > step)
 

@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 
 from llamafarm.core.place import NewPlace
-from llamafarm.errors import RunDirectoryError
+from llamafarm.errors import DiskError, RunDirectoryError
 
 
 def write_run(folder: Path, run_id: str) -> None:
@@ -57,6 +57,26 @@ def test_what_a_living_run_is_about_to_replace_is_not_taken_away_by_another(tmp_
         with pytest.raises(RunDirectoryError, match="LF-RUN-003"):
             stack.enter_context(NewPlace(folder, "other", overwrite=True))
     assert owner(folder) == "old", "the new one failed before it began"
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "link").symlink_to("elsewhere/run")
+    for number, keep in ((1, True), (2, True), (3, False)):
+        with NewPlace(tmp_path / "link", f"run-{number}", overwrite=True) as place:
+            write_run(tmp_path / "link", f"run-{number}")
+            place.keep = keep
+        assert (tmp_path / "link").is_symlink()
+        assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["run"]
+    assert owner(tmp_path / "elsewhere" / "run") == "run-2"
+
+
+def test_a_folder_that_cannot_be_made_is_said_with_what_is_in_its_way(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DiskError, match=r"file is a file; choose another with --output FOLDER \[LF-DISK-001\]"):
+        NewPlace(tmp_path / "file" / "run", "new", overwrite=False).__enter__()
+    with pytest.raises(DiskError, match="choose another with --output FOLDER"):
+        NewPlace(tmp_path / "loop", "new", overwrite=False).__enter__()
 
 
 def test_a_run_that_was_killed_before_it_replaced_another_has_not_replaced_it(tmp_path):
