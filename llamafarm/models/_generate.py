@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import TextStreamer
 
 from llamafarm.errors import ModelError
+from llamafarm.models._finite import Finite
 from llamafarm.models._turns import end_of_turn
 from llamafarm.models.first_token import begun, first_token
 from llamafarm.models.literal import literals_of
@@ -64,6 +65,7 @@ def generate(
 
     Raises:
         ModelError: If a chat is given and the tokenizer has no chat template, or it refuses the chat.
+        NumericError: If the model computes what is not finite.
     """
     assert stream is None or len(prompts) == 1, "only one prompt can be streamed"
     encoded = [begun(_encode(prompt, tokenizer), first_token(model)) for prompt in prompts]
@@ -71,7 +73,7 @@ def generate(
     streamer = _Stream(tokenizer, stream) if stream else None
     # Prompts of similar length waste least; answers go back to their places.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    answers = [""] * len(encoded)
+    answers, finite = [""] * len(encoded), LogitsProcessorList([Finite(model)])
     # PEFT would count the padding into the distance between a learned prompt and the row behind it.
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         batch_size = 1
@@ -82,7 +84,7 @@ def generate(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = _pad_left([encoded[index] for index in chosen], config.pad_token_id, model.device)
-            output = model.generate(**batch, generation_config=config, streamer=streamer)
+            output = model.generate(**batch, generation_config=config, streamer=streamer, logits_processor=finite)
             for index, ids in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[index] = tokenizer.decode(ids, skip_special_tokens=True)
     return answers

@@ -185,6 +185,16 @@ def test_a_damaged_line_of_events_costs_no_more_than_that(registry, interrupted,
     assert len([event for event in events if event["type"] == "log"]) >= 1
 
 
+def test_a_disk_that_is_full_when_a_run_begins_is_said_with_its_place(registry, project, tmp_path, monkeypatch):
+    def refused(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_module, "write_atomically", refused)
+    with pytest.raises(DiskError, match=r"output: cannot write .*No space left.*free space.*LF-DISK-022"):
+        run(registry, project)
+    assert not (tmp_path / "output").exists()
+
+
 def test_a_fine_tuner_that_cannot_resume_says_so(project, interrupted):
     registry = make_registry(Lora, Pytorch, Cpu, Hash)
     with pytest.raises(StrategyError, match=r"'pytorch' cannot resume.*LF-TRAIN-055"):
