@@ -52,8 +52,9 @@ def find_run(target: str, *, allow_changes: bool = False) -> Resumption:
     if target == LAST:
         return Resumption(_last(), ResumePoint(allow_changes=allow_changes))
     path = Path(target).expanduser()
-    checkpoint = path if _CHECKPOINT.fullmatch(path.resolve().name) and not (path / OWN).is_dir() else None
-    folder = path.resolve().parent if checkpoint else path
+    real = Path(os.path.realpath(path))  # a link that leads to itself is no error here
+    checkpoint = path if _CHECKPOINT.fullmatch(real.name) and not (path / OWN).is_dir() else None
+    folder = real.parent if checkpoint else path
     if checkpoint and not path.is_absolute():
         folder = Path(os.path.relpath(folder))
     if not is_run(folder):

@@ -22,7 +22,7 @@ def first_not_finite(model: nn.Module, *, trained: bool = True) -> str | None:
         if weight.requires_grad and not trained:
             continue
         if weight.is_floating_point() and not weight.is_meta and not bool(torch.isfinite(weight).all()):
-            return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            return str(name).removeprefix("base_model.model.").replace(".base_layer.", ".")
     return None
 
 

@@ -104,7 +104,8 @@ def test_without_a_name_the_last_run_is_meant(registry, project, tmp_path, inter
 
 def test_no_run_to_resume(write, tmp_path):
     write("{}", "base/config.json")
-    for target in ("last", "base", "nowhere"):
+    (tmp_path / "loop").symlink_to("loop")
+    for target in ("last", "base", "nowhere", "loop"):
         with pytest.raises(RunDirectoryError, match="LF-RUN-011"):
             find_run(target)
 
@@ -183,6 +184,19 @@ def test_a_damaged_line_of_events_costs_no_more_than_that(registry, interrupted,
     events = [json.loads(line) for line in path.read_text().splitlines()]
     assert [event["type"] for event in events if event["type"] in ("resumed", "result")] == ["resumed", "result"]
     assert len([event for event in events if event["type"] == "log"]) >= 1
+
+
+def test_a_run_of_another_user_is_said_to_be_one(registry, project, interrupted, monkeypatch):
+    (interrupted / OWN).chmod(0)
+    if os.geteuid() == 0:  # who may do everything
+        monkeypatch.setattr("llamafarm.core.record.os.access", lambda *_: False)
+        monkeypatch.setattr("llamafarm.core.output.manifest_of", lambda _: None)
+    try:
+        for attempt in (lambda: find_run("output"), lambda: run(registry, project)):
+            with pytest.raises(DiskError, match=r"output/llamafarm: .* not for this user.*LF-DISK-031"):
+                attempt()
+    finally:
+        (interrupted / OWN).chmod(0o700)
 
 
 def test_a_disk_that_is_full_when_a_run_begins_is_said_with_its_place(registry, project, tmp_path, monkeypatch):
