@@ -54,7 +54,8 @@ class OwnerLock:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._write("")
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take is tried once more
+                self._file.close()
 
     def _write(self, text: str) -> None:
         """Replace what the file says; a full disk must not end a run for that."""

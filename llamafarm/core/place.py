@@ -20,7 +20,7 @@ class NewPlace:
     def __init__(self, folder: Path, run_id: str, *, overwrite: bool) -> None:
         self.given, self.run_id, self.overwrite, self.keep = folder, run_id, overwrite, False
         self.folder = Path(os.path.realpath(folder))  # a link stays where it is: what it leads to is made and moved
-        self.before = self.folder.with_name(f".{self.folder.name}.before")
+        self.before = _set_aside(self.folder)
         self.made: list[Path] = []
         self._held = ExitStack()
 
@@ -96,6 +96,13 @@ class OldPlace:
 
     def __exit__(self, *exception: object) -> None:
         self._lock.__exit__(*exception)
+        if exception == (None, None, None):  # it has replaced what it was to replace when it began
+            shutil.rmtree(_set_aside(Path(os.path.realpath(self._folder))), ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Where a run that is to be replaced is until the one that replaces it is worth more."""
+    return folder.with_name(f".{folder.name}.before")
 
 
 def _in_the_way(folder: Path) -> str:

@@ -35,8 +35,16 @@ class Resumption:
 
     @property
     def strategy(self) -> str:
-        """Its own configuration, as a strategy."""
-        return str(self.folder / OWN / "resolved.yaml")
+        """Its own configuration, as a strategy.
+
+        Raises:
+            RunDirectoryError: If it is lost.
+        """
+        path = self.folder / OWN / "resolved.yaml"
+        if not path.is_file():
+            message = "the run's own strategy is lost"
+            raise RunDirectoryError.of("LF-RUN-117", message, where=str(path), hint="give it by --strategy")
+        return str(path)
 
 
 def find_run(target: str, *, allow_changes: bool = False) -> Resumption:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +9,7 @@ from threading import Barrier
 
 import pytest
 
-from llamafarm.core.place import NewPlace
+from llamafarm.core.place import NewPlace, OldPlace
 from llamafarm.errors import DiskError, RunDirectoryError
 
 
@@ -68,6 +69,32 @@ def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(tmp_path):
         assert (tmp_path / "link").is_symlink()
         assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["run"]
     assert owner(tmp_path / "elsewhere" / "run") == "run-2"
+
+
+def test_a_run_that_goes_on_to_its_end_has_replaced_what_it_was_to_replace(tmp_path):
+    write_run(tmp_path / "run", "new")
+    write_run(tmp_path / ".run.before", "old")
+    (tmp_path / "link").symlink_to("run")
+    with pytest.raises(KeyboardInterrupt), OldPlace(tmp_path / "link", "new"):
+        raise KeyboardInterrupt
+    assert owner(tmp_path / ".run.before") == "old"
+    with OldPlace(tmp_path / "link", "new"):
+        pass
+    assert not (tmp_path / ".run.before").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_a_lock_that_the_disk_does_not_take_hides_nothing(tmp_path):
+    import resource
+
+    write_run(tmp_path / "run", "new")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(ZeroDivisionError), OldPlace(tmp_path / "run", "new"):
+            raise ZeroDivisionError  # whatever it is
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_folder_that_cannot_be_made_is_said_with_what_is_in_its_way(tmp_path):

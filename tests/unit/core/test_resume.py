@@ -186,6 +186,15 @@ def test_a_damaged_line_of_events_costs_no_more_than_that(registry, interrupted,
     assert len([event for event in events if event["type"] == "log"]) >= 1
 
 
+def test_a_run_whose_strategy_is_lost_goes_on_with_the_one_it_was_made_from(registry, project, interrupted):
+    (interrupted / OWN / "resolved.yaml").unlink()
+    found = find_run("output")
+    with pytest.raises(RunDirectoryError, match=r"resolved.yaml: .* is lost; give it by --strategy.*LF-RUN-117"):
+        found.strategy  # noqa: B018  # that is what raises
+    run(registry, project, found)
+    assert manifest_of(interrupted)["status"] == "completed"
+
+
 def test_a_run_of_another_user_is_said_to_be_one(registry, project, interrupted, monkeypatch):
     (interrupted / OWN).chmod(0)
     if os.geteuid() == 0:  # who may do everything
