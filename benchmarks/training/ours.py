@@ -36,9 +36,9 @@ WAYS = {
     "head": ("head",),
     "products": ("products",),
     "documents+head": ("documents", "head"),
-    "generic": ("documents", "head", "products", "compiled"),
-    "fused": ("documents", "head", "products", "layers", "compiled"),
-    "uncompiled": ("documents", "head", "products", "layers"),
+    "generic": ("documents", "head", "products", "adapters", "compiled"),
+    "fused": ("documents", "head", "products", "layers", "adapters", "compiled"),
+    "uncompiled": ("documents", "head", "products", "layers", "adapters"),
 }
 
 

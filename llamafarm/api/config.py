@@ -494,7 +494,8 @@ class TrainingConfig(Config):
     bf16: bool = Field(False, description="bf16 autocast.")
     tf32: bool | None = Field(None, description="TensorFloat-32 matrix products (CUDA, Ampere or newer).")
     fused: bool = Field(
-        True, description="Decoder layers with a backward pass of our own, where architecture and method allow it."
+        True,
+        description="Decoder layers, or layers with adapters, with a backward pass of our own, where one is known.",
     )
     use_liger_kernel: bool = Field(
         False, description="Norms, gated activations and rotary positions by the kernels of Liger (CUDA)."

@@ -142,7 +142,9 @@ def paths_of(job: Fit, work: Work) -> AbstractContextManager[Paths]:
 
 def ways(training: TrainingConfig, plan: RunPlan) -> Wanted:
     """Which of the faster ways a run may take."""
-    return Wanted(layers=training.fused, liger=training.use_liger_kernel and unusable_liger(plan) is None)
+    return Wanted(
+        layers=training.fused, adapters=training.fused, liger=training.use_liger_kernel and unusable_liger(plan) is None
+    )
 
 
 def prepare(job: Fit) -> tuple[Work, tuple[int, int]]:

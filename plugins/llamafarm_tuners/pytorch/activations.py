@@ -8,7 +8,8 @@ that of the feed-forward block, H the number of heads, b the bytes of a value:
 - norms: the input, h b, twice; where norms are trained the normed input too, h b, twice
 - attention: queries, keys, values and the result, (2 q + 2 k) b; the sums of the scores, 4 H
 - feed-forward: gate, activated gate and up, 3 i b; without a gate what goes into the activation, i b
-- linear layers whose weight is trained: their inputs; those with an adapter: their inputs after dropout
+- linear layers whose weight is trained: their inputs; those with an adapter: their inputs after dropout, or as one step
+  with it (`fast/_adapted.py`) their inputs, low-rank values, and a byte for each entry of what dropout goes over
 - fused layers: gate and up alone, 2 i b; nothing of adapters but their low-rank values and a byte for each entry of
   what dropout goes over; of DoRA what layers gave out before bias and residual, and where inputs are dropped another
   such result of each adapter; what a norm behind attention or feed-forward was given, h b each
@@ -85,8 +86,10 @@ def fused(architecture: Architecture, found: Trained, formats: Formats, ranks: f
     return Kept(saved, (h + q + 2 * k) * b, 7 * i * b + 2 * h * b, h * b)
 
 
-def generic(architecture: Architecture, found: Trained, formats: Formats, ranks: float) -> Kept:
-    """Of a layer as transformers and PEFT compute it."""
+def generic(
+    architecture: Architecture, found: Trained, formats: Formats, ranks: float, *, joined: bool = False
+) -> Kept:
+    """Of a layer as transformers computes it, and PEFT, or (`joined`) `fast/_adapted.py` what has adapters."""
     h, i, b = architecture.hidden, architecture.intermediate, formats.product
     q, k = _heads(architecture)
     gated = any(linear.name in _GATED for linear in architecture.linears)
@@ -95,13 +98,17 @@ def generic(architecture: Architecture, found: Trained, formats: Formats, ranks:
     inputs = h * b + q * b + h * b + i * b  # of query, key and value together; of output; of gate and up; of down
     if found.share:
         saved += inputs * found.share
-    if found.adapted:
+    if found.adapted and joined:
+        adapted = sum(linear.inputs for linear, _ in found.adapted)
+        saved += min(inputs, adapted * b) + (adapted if found.dropout else 0.0) + ranks * b
+    elif found.adapted:
         adapted = sum(linear.inputs for linear, _ in found.adapted)
         shared = formats.product == formats.stream  # else each adapter has a copy of its own in its format
         whole = adapted * b if found.dropout or not shared else min(inputs, adapted * b)
         saved += whole + (adapted * formats.mask if found.dropout else 0.0) + ranks * b
     # an adapted layer's own product, the adapter's and the scaled one: two of them are gone when the sum is there
-    passing = _LEFT * b * sum(linear.outputs for linear, _ in found.adapted) if found.adapted else 2.0 * h * b
+    apart = found.adapted and not joined
+    passing = _LEFT * b * sum(linear.outputs for linear, _ in found.adapted) if apart else 2.0 * h * b
     return Kept(saved, passing, 7 * i * b + 2 * h * b, h * formats.stream)
 
 

@@ -27,7 +27,7 @@ from llamafarm_tuners.pytorch.onednn import computes, kernel_bytes
 from llamafarm_tuners.pytorch.optim import effective, offloaded
 from llamafarm_tuners.pytorch.packs import capacity
 from llamafarm_tuners.pytorch.precision import autocast, base_format, quantization, trained_format
-from llamafarm_tuners.pytorch.processor import room_for_copies
+from llamafarm_tuners.pytorch.processor import lets_go, room_for_copies
 from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
@@ -107,10 +107,24 @@ class _Run:
     @property
     def fused(self) -> bool:
         """Whether decoder layers are computed by `fast/_decoder.py`."""
-        known = self.on_cpu and self.in_one_row and self.architecture.model_type in FUSED_ARCHITECTURES
+        known = self.in_one_row and self.architecture.model_type in FUSED_ARCHITECTURES
+        return known and self._fuses and not self.found.norms
+
+    @property
+    def joined(self) -> bool:
+        """Whether layers with adapters are computed by `fast/_adapted.py`."""
+        return self._fuses and bool(self.found.adapted) and not self.fused
+
+    @property
+    def apart(self) -> bool:
+        """Whether adapters are computed on a CPU as PEFT does."""
+        return self.on_cpu and bool(self.found.adapted) and not (self.fused or self.joined)
+
+    @property
+    def _fuses(self) -> bool:
         plain = all(spec.kind in ("lora", "qlora", "dora") and not spec.changes_base for spec in self.specs)
         exact = autocast(self.config.training, self.plan) == "no" or (self.width < 4.0 and not self.packed)
-        return known and plain and exact and self.config.training.fused and not self.found.norms
+        return self.on_cpu and plain and exact and self.config.training.fused
 
     @property
     def dora(self) -> bool:
@@ -134,7 +148,7 @@ class _Run:
         ranks = float(sum(_rank(spec) for spec in self.specs) * len(self.found.adapted))
         if self.fused:
             return fused(self.architecture, self.found, self.formats, ranks, dora=self.dora)
-        return generic(self.architecture, self.found, self.formats, ranks)
+        return generic(self.architecture, self.found, self.formats, ranks, joined=self.joined)
 
 
 def estimate(config: PytorchConfig, plan: RunPlan, workload: Workload) -> Costs:
@@ -207,14 +221,8 @@ def _weights(run: _Run) -> float:
         whole = width * architecture.parameters
         if not run.fused:
             return whole
-        # q, k, v and gate, up are put side by side in one matrix each; of a mapped file the old ones stay in memory
-        grouped = sum(
-            linear.parameters
-            for linear in architecture.linears
-            if linear.name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-        )
-        mapped = run.workload.stored_bits == width * 8
-        return whole + (width * architecture.layers * grouped if mapped else 0.0)
+        # q, k, v and gate, up are put side by side in one matrix each; of a mapped file the old ones may stay in memory
+        return whole + (0.0 if lets_go() or not _mapped(run) else width * _grouped(run))
     rest = architecture.parameters - architecture.linear_parameters
     packed = quantized_bytes(architecture, run.packed) + 4.0 * rest  # what is not packed is made float32 by PEFT
     if run.on_cpu and run.workload.stored_bits == 32:  # the file stays mapped, for what is not packed stands in it
@@ -223,25 +231,51 @@ def _weights(run: _Run) -> float:
 
 
 def _copies(run: _Run) -> float:
-    """Two of each frozen matrix that fused layers and the head multiply with, in the order of oneDNN, if they fit."""
-    if not run.fused or run.packed or not computes(run.plan.device.details, 4.0):
+    """Copies of frozen matrices that fused layers and the head multiply with, in the order of oneDNN, if they fit.
+
+    Two of each; in float32 one of each that stays in memory. Others stand in a mapped file, and are let go.
+    """
+    if not (run.fused or run.joined) or run.packed or not computes(run.plan.device.details, 4.0):
         return 0.0
     architecture = run.architecture
     head = (
         0 if run.found.head or architecture.model_type in _UNCHUNKED else architecture.vocabulary * architecture.hidden
     )
-    needed = 2 * run.width * (architecture.linear_parameters + head)
-    return needed if needed <= room_for_copies(run.plan.device.memory_bytes) else 0.0
+    linears = architecture.linear_parameters
+    if run.joined:
+        linears = sum(count * linear.parameters for linear, count in run.found.adapted)
+    whole, gone = linears + head, 0.0
+    if lets_go() and _mapped(run):
+        gone = (
+            whole - (_grouped(run) if run.fused else 0.0) - (head if architecture.tied else 0)
+        )  # an embedding is read in every step
+    forward = gone if run.width == 4.0 else whole
+    needed = run.width * (whole + forward)
+    return needed - run.width * gone if needed <= room_for_copies(run.plan.device.memory_bytes) else 0.0
+
+
+def _mapped(run: _Run) -> bool:
+    """Whether weights are those of the mapped file, in its format."""
+    return run.workload.stored_bits == run.width * 8
+
+
+def _grouped(run: _Run) -> float:
+    """Weights of linear layers that fused layers put side by side."""
+    names = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    linears = run.architecture.linears
+    return float(run.architecture.layers * sum(linear.parameters for linear in linears if linear.name in names))
 
 
 def _activations(run: _Run) -> float:
     kept, layers, tokens = run.kept, run.architecture.layers, run.tokens
-    unfilled = 1 + _UNFILLED if run.on_cpu and (run.fused or not run.found.adapted) else 1.0
+    unfilled = 1 + _UNFILLED if run.on_cpu and not run.apart else 1.0
     saved = kept.saved + _scores(run)
     # a CPU's allocator does not fill gaps of the very size that is asked for: what passes leaves one in each layer
-    gaps = kept.passing if run.on_cpu and not run.fused and run.found.adapted else 0.0
+    gaps = kept.passing if run.apart else 0.0
     if run.config.training.gradient_checkpointing:
-        left = kept.passing if run.on_cpu and run.fused else _LEFT * gaps  # of each layer, between what is kept of them
+        left = (
+            kept.passing if run.on_cpu and (run.fused or run.joined) else _LEFT * gaps
+        )  # of each layer, between what is kept of them
         return tokens * unfilled * (layers * (kept.entry + left) + saved)
     return tokens * unfilled * layers * (saved + gaps)
 
@@ -268,7 +302,7 @@ def _logits(run: _Run) -> float:
 def _temporary(run: _Run) -> float:
     """What the backward pass of one layer has at hand, or the optimizer's step: they are not there together."""
     architecture, formats = run.architecture, run.formats
-    back = run.tokens * run.kept.back if run.fused or not run.found.adapted or not run.on_cpu else 0.0
+    back = run.tokens * run.kept.back if not run.apart else 0.0
     largest = 4.0 * architecture.vocabulary * architecture.hidden if run.found.head else 0.0
     unpacked = 0.0
     if run.packed:  # one layer's weight at a time, as numbers again; fused ones come in groups, put side by side
@@ -319,6 +353,7 @@ def _path(run: _Run) -> str:
     bits = "4bit-" if run.packed.get("load_in_4bit") else "8bit-" if run.packed.get("load_in_8bit") else ""
     dropout = "-dropout" if run.found.dropout else ""
     way = ("fused" if run.fused else "one-row") if run.in_one_row else "padded"
+    way = f"joined-{way}" if run.joined else way
     again = "-checkpointing" if run.config.training.gradient_checkpointing else ""
     again += "-offload" if run.offloaded else ""
     mixed = autocast(run.config.training, run.plan)

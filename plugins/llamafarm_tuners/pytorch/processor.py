@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,11 @@ _ROOM, _MOST = 1 / 16, 2**30
 def made_by_amd() -> bool:
     """Whether the processor is of the maker on whose processors oneDNN is faster than MKL."""
     return _CPU_INFO.is_file() and AMD in _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+
+
+def lets_go() -> bool:
+    """Whether memory that shows a file's bytes can be given back while the file stays mapped."""
+    return sys.platform == "linux"
 
 
 def room_for_copies(memory: float) -> float:

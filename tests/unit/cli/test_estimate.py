@@ -111,12 +111,14 @@ def test_what_trained_less_needs_less(cli, large):
     assert estimated(cli, *names, "--set", "base_model.torch_dtype=float32")["memory_bytes"] > usual
 
 
-def test_layers_that_are_fused_keep_what_they_group_beside_a_mapped_file(cli, large):
+def test_layers_that_are_fused_keep_what_they_group_beside_a_mapped_file(cli, large, monkeypatch):
     names = ["--model", large, "--set", "hardware=cpu", "--set", "base_model.torch_dtype=bfloat16"]
     plain = estimated(cli, *names, "--set", "training.fused=false")["memory_terms"]["weights"]
     grouped = 32 * (4096 * (4096 + 2 * 1024) + 2 * 4096 * 14336)  # q, k, v, gate, up of each layer
     assert plain == pytest.approx(2 * 8.03e9, rel=0.01)
-    assert estimated(cli, *names)["memory_terms"]["weights"] - plain == 2 * grouped
+    for lets_go in (True, False):
+        monkeypatch.setattr("llamafarm_tuners.pytorch.estimate.lets_go", lambda answer=lets_go: answer)
+        assert estimated(cli, *names)["memory_terms"]["weights"] - plain == (0 if lets_go else 2 * grouped)
 
 
 def test_a_step_on_a_gpu_takes_time_however_little_it_computes(cli, large):

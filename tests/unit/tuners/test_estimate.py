@@ -13,6 +13,7 @@ from llamafarm_methods.freeze import Freeze
 from llamafarm_methods.full import Full
 from llamafarm_methods.lora import Lora
 from llamafarm_methods.qlora import Qlora
+from llamafarm_tuners.pytorch import estimate as module
 from llamafarm_tuners.pytorch import onednn
 from llamafarm_tuners.pytorch.estimate import estimate
 
@@ -57,8 +58,15 @@ def lora(**options: Any) -> Lora:
 
 
 @pytest.fixture
-def cost(make):
-    """Costs, with batches of four rows of a hundred tokens."""
+def lets_go(monkeypatch):
+    """Says whether what stands in a mapped file can be let go."""
+    return lambda answer: monkeypatch.setattr(module, "lets_go", lambda: answer)
+
+
+@pytest.fixture
+def cost(make, lets_go):
+    """Costs, with batches of four rows of a hundred tokens, where mapped files stay in memory."""
+    lets_go(False)
 
     def build(options=None, method=None, device=None, workload=WORK, **training):
         values = {**(options or {}), "training": {"batch_size": 4, **training}}
@@ -82,6 +90,27 @@ def test_a_lora_on_a_cpu(cost):
             "temporary": TOKENS * BACK,
         }
     )
+
+
+def test_copies_in_the_order_of_onednn(cost, lets_go):
+    """In float32 one of each matrix that stays, and two of one whose file is let go; in 16 bits two of each."""
+    roomy = replace(AMD, memory_bytes=2**40)
+    half = {"base_model": {"torch_dtype": "bfloat16"}}
+    whole, singles = LAYERS * LINEAR + V * H, LAYERS * (LINEAR - GROUPED)
+    for answer in (False, True):
+        lets_go(answer)
+        assert cost(device=roomy).memory["ordered copies"] == 4 * whole
+        assert cost(device=roomy, workload=replace(WORK, stored_bits=16)).memory["ordered copies"] == 4 * whole
+        assert cost(half, device=roomy).memory["ordered copies"] == 2 * 2 * whole
+        mapped = cost(half, device=roomy, workload=replace(WORK, stored_bits=16)).memory
+        assert mapped["ordered copies"] == 2 * (2 * whole - (singles if answer else 0))
+        assert mapped["weights"] == 2 * (PARAMETERS + (0 if answer else LAYERS * GROUPED))
+    apart = replace(WORK, model_config={**MODEL, "tie_word_embeddings": False}, stored_bits=16)
+    assert cost(half, device=roomy, workload=apart).memory["ordered copies"] == 2 * (2 * whole - singles - V * H)
+    needed = 4 * (whole + singles)
+    for memory, fits in ((16 * needed, True), (16 * needed - 16, False)):
+        found = cost(device=replace(AMD, memory_bytes=memory)).memory.get("ordered copies", 0)
+        assert bool(found) == fits
 
 
 def test_a_full_training_on_a_cpu(cost):
@@ -245,9 +274,12 @@ def test_autocast_casts_what_it_multiplies(cost):
 def test_rows_that_are_padded_are_as_long_as_the_longest(cost):
     uneven = replace(WORK, lengths=(50,) * 8 + (150,) * 8)
     found = cost({"base_model": {"attn_implementation": "eager"}}, workload=uneven)
+    assert found.path.split()[1] == "joined-padded"
+    usual = GENERIC + 4 * (H + Q + H + F) + 4 * RANKS + HEADS * 150 * 8
+    assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * 600 * usual)
+    found = cost({"base_model": {"attn_implementation": "eager"}}, workload=uneven, fused=False)
     assert found.path.split()[1] == "padded"
-    usual = GENERIC + 4 * (H + Q + H + F) + 4 * RANKS + 1.7 * 4 * (Q + 2 * K + H + 2 * F + H)
-    usual += HEADS * 150 * 8
+    usual += 1.7 * 4 * (Q + 2 * K + H + 2 * F + H)
     assert found.memory["activations"] == pytest.approx(LAYERS * 600 * usual)
 
 
@@ -263,6 +295,23 @@ def test_kernels_that_stay_are_as_many_as_shapes_up_to_what_is_kept(cost, monkey
     assert cost(device=AMD, workload=uneven, max_steps=50).memory["kernels"] == onednn.KERNEL_BYTES * onednn.KEPT
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     assert cost(device=AMD, workload=uneven, max_steps=50).memory["kernels"] == onednn.KERNEL_BYTES * 1024
+
+
+def test_adapters_as_one_step_with_their_layers(cost):
+    """GPT-NeoX has q, k, v in one: four linear layers, whose inputs are kept once, with a byte for what is dropped."""
+    neox = replace(WORK, model_config=NEOX)
+    inputs = H + H + H + F
+    usual = 2 * H * 4 + 4 * H * 4 + 4 * HEADS + F * 4 + 4 * inputs + 4 * 8 * 4
+    found = cost(workload=neox)
+    assert found.path == "lora joined-one-row 32bit no"
+    assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * usual)
+    assert found.memory["temporary"] == TOKENS * BACK
+    dropped = cost(method=lora(dropout=0.1), workload=neox)
+    assert dropped.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * (usual + inputs))
+    assert cost(workload=neox, fused=False).memory["activations"] > found.memory["activations"]
+    roomy = cost(workload=neox, device=replace(AMD, memory_bytes=2**40))
+    linear = LAYERS * (3 * H * H + 3 * H + H * H + H + 2 * H * F + F + H)
+    assert roomy.memory["ordered copies"] == 4 * (linear + V * H)
 
 
 def test_layers_without_gates(cost):

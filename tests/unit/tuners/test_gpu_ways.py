@@ -37,7 +37,7 @@ def model(tiny_model_dir):
 
 
 def loss_and_gradients(model, away=None):
-    with fast_paths(model, ROWS, CPU, RecordingRun(None), Wanted(layers=False)) as paths:
+    with fast_paths(model, ROWS, CPU, RecordingRun(None), Wanted(layers=False, adapters=False)) as paths:
         batch = paths.batch(ROWS, 0)
         if away is None:
             total, _ = token_losses(model, batch, selective=paths.selective, head=paths.head)
@@ -141,7 +141,9 @@ def test_liger_that_does_not_run_leaves_the_model_as_it_was(model):
     run, names = RecordingRun(None), vars(sys.modules[type(model).__module__]).copy()
     with torch.no_grad():
         expected = model(torch.tensor([[5, 6, 7]])).logits
-        with fast_paths(model, ROWS, CPU, run, Wanted(products=False, layers=False, liger=True)) as paths:
+        with fast_paths(
+            model, ROWS, CPU, run, Wanted(products=False, layers=False, adapters=False, liger=True)
+        ) as paths:
             assert paths.documents
             assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
     said = next(event.fields for event in run.events if event.type == "paths")

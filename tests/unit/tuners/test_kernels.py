@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -282,6 +284,84 @@ def test_attention_hands_on_what_is_no_number(compiled, where):
     assert where == 0 or all(broken[10:])
 
 
+@st.composite
+def narrow(draw):
+    """Rows within wider rows, a rank, a width that the kernels take, and a format that this processor multiplies."""
+    formats = FORMATS if Kernels(FOUND).pairs else FORMATS[:1]
+    rank, dtype = draw(st.integers(1, 70)), draw(st.sampled_from(formats))
+    rank += rank % 2 if dtype == torch.bfloat16 else 0
+    return draw(st.integers(1, 300)), rank, 32 * draw(st.integers(1, 20)), draw(st.integers(0, 40)), dtype
+
+
+def seen_by_pairs(level, dtype):
+    return dtype == torch.float32 or Kernels(replace(FOUND, level=level)).pairs
+
+
+def within(seed, rows, columns, gap, dtype):
+    """Rows with something that is no number beside them."""
+    around = torch.full((rows, columns + gap), math.nan, dtype=dtype)
+    around[:, gap // 2 : gap // 2 + columns] = numbers(seed, rows, columns, dtype=dtype)
+    return around[:, gap // 2 : gap // 2 + columns]
+
+
+@built
+@settings(max_examples=40, deadline=None)
+@given(shape=narrow(), seed=st.integers(0, 99), tall=st.booleans(), rest=st.booleans())
+def test_products_with_a_narrow_matrix(shape, seed, tall, rest):
+    rows, rank, wide, gap, dtype = shape
+    for level in LEVELS:
+        found = Kernels(replace(FOUND, level=level))
+        if not seen_by_pairs(level, dtype):
+            continue
+        matrix = numbers(seed, wide, rank).t() if tall else numbers(seed, rank, wide)
+        x, y = within(seed + 1, rows, wide, gap, dtype), numbers(seed + 2, rows, rank, dtype=dtype)
+        rounded = matrix.to(dtype).double()
+        rest = rest and dtype == torch.bfloat16
+        low = found.down(x, matrix, 0.5, rest=rest)
+        assert_near(low, 0.5 * x.double() @ (matrix.double() if rest else rounded).t(), CLOSE[dtype])
+        up = within(seed + 3, rows, wide, gap, dtype)
+        beside = up.clone()
+        found.up(up, y, matrix, 2.0)
+        assert_near(up, beside.double() + 2 * y.double() @ rounded, CLOSE[dtype])
+        out = torch.full((wide, rank), math.nan).t() if tall else torch.full((rank, wide), math.nan)
+        found.across(y, x, 3.0, out)
+        assert_near(out, 3 * y.double().t() @ x.double(), CLOSE[torch.float32])
+
+
+@built
+def test_what_rounding_leaves_out_of_a_narrow_matrix_counts(compiled):
+    if not compiled.pairs:
+        pytest.skip("no products of bfloat16 here")
+    x = torch.tensor([1.0, -1.0] * 32).repeat(9, 1)
+    matrix, half = (1 + 2**-10 * x)[:4], x.bfloat16()  # the ones cancel
+    assert compiled.down(half, matrix, 1.0, rest=False).unique().tolist() == [0.0]
+    assert compiled.down(half, matrix, 1.0, rest=True).unique().tolist() == [64 * 2**-10]
+
+
+@built
+def test_neither_rows_nor_columns_beside_are_touched(compiled):
+    for dtype in FORMATS if compiled.pairs else FORMATS[:1]:
+        around = torch.zeros(12, 96, dtype=dtype)
+        compiled.up(around[1:11, 32:64], torch.ones(10, 2, dtype=dtype), torch.ones(2, 32), 1.0)
+        assert around[1:11, 32:64].unique().tolist() == [2.0]
+        assert around.sum().item() == 10 * 32 * 2
+
+
+@built
+def test_no_number_in_a_product_stays_none(compiled):
+    for dtype in FORMATS if compiled.pairs else FORMATS[:1]:
+        x = torch.ones(3, 32, dtype=dtype)
+        x[1, 5] = math.nan
+        assert compiled.down(x, torch.ones(2, 32), 1.0, rest=False).isnan().tolist() == [
+            [False] * 2,
+            [True] * 2,
+            [False] * 2,
+        ]
+        out = torch.empty(2, 32)
+        compiled.across(torch.ones(3, 2, dtype=dtype), x, 1.0, out)
+        assert out.isnan().sum(1).tolist() == [1, 1]
+
+
 @built
 def test_nothing_depends_on_the_number_of_threads(compiled):
     logits, wanted = numbers(1, 70, 900, scale=3), torch.arange(70)
@@ -301,11 +381,42 @@ def test_nothing_depends_on_the_number_of_threads(compiled):
             compiled.attend_back(gradient, parts, shape, totals, into)
             of_rows = compiled.norm_back(rows, normed, weight, factors)
             gated = compiled.gated(both, "silu"), compiled.gated_back(both, rows, "silu")
-            found.append([losses, error, normed, factors, of_rows, *gated, out, totals, *into])
+            low, sums, wide = compiled.down(rows, rows[:8], 1.0, rest=False), torch.empty(8, 96), rows.clone()
+            compiled.across(low, rows, 1.0, sums)
+            compiled.up(wide, low, rows[:8], 1.0)
+            found.append([losses, error, normed, factors, of_rows, *gated, out, totals, *into, low, sums, wide])
         finally:
             torch.set_num_threads(before)
     for other in found[1:]:
         assert all(one.equal(same) for one, same in zip(found[0], other, strict=True))
+
+
+REFUSED = """
+import resource, torch
+from llamafarm_tuners.pytorch.fast import _kernels
+from llamafarm_tuners.pytorch.fast._kernels import Shape
+compiled, tokens = _kernels._kernels(), 100_000
+parts, out = tuple(torch.zeros(1, tokens, 32) for _ in range(3)), torch.zeros(1, tokens, 32)
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**23, -1))
+for call in (
+    lambda: compiled.attend(parts, Shape([tokens], 1.0), out),
+    lambda: compiled.attend_back(out, parts, Shape([tokens], 1.0), torch.zeros(1, tokens), parts),
+):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+compiled.attend(tuple(part[:, :9] for part in parts), Shape([9], 1.0), out[:, :9])
+print("goes on")
+"""
+
+
+@built
+@pytest.mark.skipif(sys.platform != "linux", reason="its memory is not limited there")
+def test_memory_that_is_refused_is_an_error():
+    ended = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.stdout.splitlines() == 2 * ["no main memory for the scores of attention"] + ["goes on"], ended.stderr
 
 
 def test_without_a_library(tmp_path):

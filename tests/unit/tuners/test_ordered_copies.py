@@ -30,8 +30,9 @@ def test_products_are_the_same_to_the_last_bit(room, dtype, tokens):
     x, back = torch.randn(tokens, 96).to(dtype), torch.randn(tokens, 192).to(dtype)
     plain = product(x, weight, bias), product(back, weight.t())
     with ordered_copies([weight]) as taken:
-        assert taken == 2 * weight.nbytes
-        assert len(_linear._ordered) == 2
+        copies = 1 if dtype == torch.float32 else 2  # in float32 for the way back alone, if no file holds the matrix
+        assert taken == copies * weight.nbytes
+        assert len(_linear._ordered) == copies
         ordered = product(x, weight, bias), product(back, weight.t())
     assert not _linear._ordered
     for one, other in zip(ordered, plain, strict=True):
@@ -40,18 +41,18 @@ def test_products_are_the_same_to_the_last_bit(room, dtype, tokens):
 
 
 def test_a_copy_is_what_is_multiplied_with(room):
-    weight, x = torch.randn(64, 32), torch.randn(40, 32)
+    weight, x = torch.randn(64, 32), torch.randn(40, 64)
     with ordered_copies([weight]):
-        before = product(x, weight)
+        before = product(x, weight.t())
         weight.zero_()
-        assert torch.equal(product(x, weight), before)
-        assert not product(x, weight[:32]).any()  # another matrix at the same place
-    assert not product(x, weight).any()
+        assert torch.equal(product(x, weight.t()), before)
+        assert not product(x[:, :32].contiguous(), weight[:32].t()).any()  # another matrix at the same place
+    assert not product(x, weight.t()).any()
 
 
 def test_no_copies_where_memory_has_no_room(room, monkeypatch):
     weight = torch.randn(64, 32)
-    for free in (0, 16 * 2 * weight.nbytes - 16):
+    for free in (0, 16 * weight.nbytes - 16):
         monkeypatch.setattr(_linear, "_available", lambda free=free: free)
         with ordered_copies([weight]) as taken:
             assert (taken, len(_linear._ordered)) == (0, 0)

@@ -8,6 +8,7 @@ multiply, norms before a residual is added, a factor there, the activation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -29,6 +30,7 @@ from llamafarm_tuners.pytorch.fast._layers import (
     NormedGroup,
     turned,
 )
+from llamafarm_tuners.pytorch.fast._linear import without_copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class FastLayer:
         bounds, cached = named.get("cu_seq_lens_q"), named.get("past_key_values")
         taken = all(group.takes(hidden_states.dtype) for group in self.groups)
         if bounds is None or cached is not None or args or not taken:
-            return self.plain(hidden_states, *args, **named)
+            with without_copies() if any(group.merged for group in self.groups) else nullcontext():
+                return self.plain(hidden_states, *args, **named)
         cos, sin = (angles[0, :, : self._pairs(angles)].float() for angles in named["position_embeddings"])
         arguments = (hidden_states[0], cos, sin, bounds.diff().tolist(), self._kept(len(hidden_states[0]), named))
         with torch.autocast(hidden_states.device.type, enabled=False):

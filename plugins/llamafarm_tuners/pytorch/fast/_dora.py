@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 
 from llamafarm_tuners.pytorch.fast._frozen import times
-from llamafarm_tuners.pytorch.fast._linear import low_product, product
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
+from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 
 _TINY = 1e-30
 """What a magnitude of zero counts as: the result is divided by it again for its gradient."""
@@ -51,8 +51,8 @@ class Dora(Lora):
         left = x * mask
         z = times(left, weight).mul_(rest)
         y -= z
-        low = low_product(left, a)
-        z.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
+        low = down(left, a, exact=True)
+        add_up(z, low, b.t(), self._scale(mask))
         y += z * (magnitudes / self._length(weight))
         return [low, mask, z]
 
@@ -75,9 +75,9 @@ class Dora(Lora):
         up, of_b = self.low_backward(kept, scaled)
         if of_x is not None:
             of_left = times(scaled.sub_(gradient), weight.t()).div_(1 - self.dropout)
-            of_x += of_left.addmm_(up, a.to(x.dtype)).mul_(mask)
-        of_a = product(up.t(), (x * mask).t()).to(a.dtype)
-        return [of_a, of_b, of_magnitudes.to(magnitudes.dtype)]
+            add_up(of_left, up, a)
+            of_x += of_left.mul_(mask)
+        return [across(up, x * mask, a), of_b, of_magnitudes.to(magnitudes.dtype)]
 
     def beyond(self, along: torch.Tensor | None) -> list[torch.Tensor]:
         """That of the magnitudes."""

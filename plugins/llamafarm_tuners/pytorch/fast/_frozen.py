@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from llamafarm_tuners.pytorch.fast._linear import product
+from llamafarm_tuners.pytorch.fast._pages import let_go
 
 _FORMATS = (torch.float32, torch.bfloat16)
 
@@ -58,7 +59,7 @@ class Frozen:
     """Weights of several layers as one matrix.
 
     Where none is packed, the layers' own weights are views of one matrix while it lasts, so that nothing is stored
-    twice.
+    twice: what they were is let go, also where it stands in a mapped file.
 
     Attributes:
         sizes: Outputs of each layer.
@@ -75,6 +76,7 @@ class Frozen:
             weights = [layer.weight.data for layer in layers]
             self._whole = weights[0] if len(weights) == 1 else torch.cat(weights)
             self._replace(self._whole.split(self.sizes))
+            let_go(weights if len(weights) > 1 else [])
 
     def release(self) -> None:
         """Give the layers weights of their own again."""

@@ -11,8 +11,8 @@ from torch import nn
 
 from llamafarm_tuners.pytorch.fast._dora import Dora
 from llamafarm_tuners.pytorch.fast._frozen import Frozen, refused_base, times
-from llamafarm_tuners.pytorch.fast._linear import low_product, product
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
+from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 
 _WRAPPERS = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
 """PEFT's layers that hold a linear layer and its LoRA adapters, by name: two exist only beside bitsandbytes."""
@@ -20,7 +20,7 @@ _WRAPPERS = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
 
 def refused_member(module: Any) -> str | None:
     """Why a module cannot be a member of a group; None if it can."""
-    wrapped = _is_wrapper(module)
+    wrapped = is_wrapper(module)
     if reason := refused_base(module.base_layer if wrapped else module):
         return reason
     if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):  # noqa: SLF001  # no other way
@@ -28,7 +28,8 @@ def refused_member(module: Any) -> str | None:
     return _refused_adapter(module) if wrapped else None
 
 
-def _is_wrapper(module: Any) -> bool:
+def is_wrapper(module: Any) -> bool:
+    """Whether a module is one of PEFT's layers that hold a linear layer and its LoRA adapters."""
     lora = isinstance(module, LoraLayer) and type(module).__module__.startswith("peft.tuners.lora.")
     return lora and type(module).__name__ in _WRAPPERS
 
@@ -48,10 +49,20 @@ class Group:
     """Members as one layer, whose outputs stand side by side."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
-        bases: list[nn.Linear] = [module.base_layer if _is_wrapper(module) else module for module in modules]
+        bases: list[nn.Linear] = [module.base_layer if is_wrapper(module) else module for module in modules]
         self.frozen = Frozen(bases)
         self.adapters = [_adapter(module) for module in modules]
-        self.takes, self.release = self.frozen.takes, self.frozen.release
+        self.release = self.frozen.release
+        self._wrappers = [module for module in modules if is_wrapper(module)]
+
+    @property
+    def merged(self) -> bool:
+        """Whether adapters are in the weights now, which copies of these do not know."""
+        return any(module.merged for module in self._wrappers)
+
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether inputs in a format are what the layers take now."""
+        return self.frozen.takes(dtype) and not self.merged
 
     @property
     def drops(self) -> bool:
@@ -110,7 +121,7 @@ class Group:
         """X A' of each adapter that counts, by one product; None for those that drop something."""
         counting = self._counting()
         shared = [adapter.parameters[0] for adapter in counting if not adapter.dropout]
-        lows = iter(low_product(x, _rows(shared)).split([len(a) for a in shared], dim=1) if shared else ())
+        lows = iter(down(x, _rows(shared), exact=True).split([len(a) for a in shared], dim=1) if shared else ())
         return [None if adapter.dropout else next(lows) for adapter in counting]
 
     def _counting(self) -> list[Lora]:
@@ -165,11 +176,12 @@ class _Shared:
         if not self._ups:
             return
         up = self._ups[0] if len(self._ups) == 1 else torch.cat(self._ups, 1)
-        found = product(up.t(), self._x.t()).split([len(a) for a in self._matrices])
-        for a, of_a, into in zip(self._matrices, found, self._into, strict=True):
-            into.insert(0, of_a.to(a.dtype))
+        matrix = _rows(self._matrices)
+        found = across(up, self._x, matrix).split([len(a) for a in self._matrices])
+        for of_a, into in zip(found, self._into, strict=True):
+            into.insert(0, of_a)
         if of_x is not None:
-            of_x.addmm_(up, _rows(self._matrices).to(up.dtype))
+            add_up(of_x, up, matrix)
 
 
 def _rows(matrices: list[torch.Tensor]) -> torch.Tensor:
@@ -178,7 +190,7 @@ def _rows(matrices: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _adapter(module: Any) -> Lora | None:
-    if not _is_wrapper(module):
+    if not is_wrapper(module):
         return None
     name = module.active_adapters[0]
     return (Dora if name in module.lora_variant else Lora)(module, name)

@@ -14,6 +14,7 @@ from llamafarm.api import RunContext
 from llamafarm.models.inner import can_select_logits, transformers_model
 from llamafarm_tuners.pytorch._batches import Batch, TokenRow, documents, in_one_row, padded
 from llamafarm_tuners.pytorch._isolation import Probe, as_in_evaluation
+from llamafarm_tuners.pytorch.fast._adapted import FastAdapted, adapted_layers
 from llamafarm_tuners.pytorch.fast._attention import KERNEL, VARIABLE, register, stand_in
 from llamafarm_tuners.pytorch.fast._decoder import FastLayer, refusal
 from llamafarm_tuners.pytorch.fast._head import plain_head, skipped
@@ -33,13 +34,14 @@ class Wanted:
     head: bool = True
     products: bool = True
     layers: bool = True
+    adapters: bool = True
     compiled: bool = True
     liger: bool = False
 
     @classmethod
     def nothing(cls) -> Wanted:
         """The model's own ways alone."""
-        return cls(documents=False, head=False, products=False, layers=False, compiled=False)
+        return cls(documents=False, head=False, products=False, layers=False, adapters=False, compiled=False)
 
 
 def _nothing() -> None:
@@ -104,6 +106,7 @@ def fast_paths(
             batches="padded",
             head="the model's own",
             fused_layers=0,
+            fused_adapters=0,
             ordered_copies=0,
             onednn_products=0,
             compiled_kernels="switched off",
@@ -126,7 +129,8 @@ def fast_paths(
             fused, why_not = (
                 _layers(model, device, probe, mask, stack) if wanted.layers and apart else ([], "batches are padded")
             )
-            ordered = stack.enter_context(ordered_copies(_frozen_matrices(fused, head)))
+            adapted = _adapters(model, device, probe, (apart, mask), stack, fused) if wanted.adapters else []
+            ordered = stack.enter_context(ordered_copies(_frozen_matrices([*fused, *adapted], head)))
             layers = len(fused)
         if reason and wanted.documents:
             run.emit("notice", message=f"batches are padded: {reason}")
@@ -135,6 +139,7 @@ def fast_paths(
             batches="documents in one row" if apart else "padded",
             head="in chunks, at learned tokens" if head is not None else "the model's own",
             fused_layers=layers,
+            fused_adapters=len(adapted),
             ordered_copies=ordered,
             **({"not_fused": why_not} if why_not and wanted.layers else {}),
             onednn_products=products,
@@ -222,8 +227,35 @@ def _layers(
     return fast, next((reason for reason in reasons.values() if reason), "" if found else "no decoder layers")
 
 
-def _frozen_matrices(fused: Sequence[FastLayer], head: nn.Module | None) -> list[torch.Tensor]:
-    """Those that fused layers multiply with, and the head's."""
+def _adapters(
+    model: nn.Module,
+    device: torch.device,
+    probe: Probe,
+    rows: tuple[bool, torch.Tensor | None],
+    stack: ExitStack,
+    fused: Sequence[FastLayer],
+) -> list[FastAdapted]:
+    """Replace the forward of layers with adapters outside of fused layers; return these.
+
+    `rows`: whether documents stand in one row, and what the model is given in place of a mask then.
+    """
+    exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
+    if exact and torch.is_autocast_enabled(device.type):
+        return []
+    inside = {id(module) for layer in fused for module in layer.layer.modules()}
+    with ExitStack() as trial:
+        fast = [FastAdapted(module) for module in adapted_layers(model) if id(module) not in inside]
+        for one in fast:
+            trial.callback(one.release)
+        apart, mask = rows
+        if fast and (_unlike(model, device, probe, mask) if apart else probe.change(model, device)) is not None:
+            return []
+        stack.enter_context(trial.pop_all())
+    return fast
+
+
+def _frozen_matrices(fused: Sequence[FastLayer | FastAdapted], head: nn.Module | None) -> list[torch.Tensor]:
+    """Those that fused layers and adapters multiply with, and the head's."""
     found = [group.frozen.whole for layer in fused for group in layer.groups]
     plain = plain_head(head) if fused else None
     if plain is not None and not plain.weight.requires_grad:

@@ -33,7 +33,16 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "gated_back": [_pointer, _pointer, _int, _long, _long, _int, _pointer, _int],
     "attend": [_pointer],
     "attend_back": [_pointer],
+    "down": [_pointer],
+    "up": [_pointer],
+    "across": [_pointer],
+    "has_pairs": [],
 }
+_COUNTS = ("head", "has_pairs")
+"""Functions that return a number."""
+
+_LANES = 16
+"""Numbers in the widest vector."""
 
 
 class _Place(ctypes.Structure):
@@ -50,7 +59,18 @@ class _Call(ctypes.Structure):
         *((name, _pointer) for name in ("totals", "cos", "sin", "q_weight", "k_weight", "bounds")),
         *((name, ctypes.c_int64) for name in ("documents", "heads", "keys", "size", "wide", "pairs", "tokens")),
         *((name, _float) for name in ("scale", "q_eps", "k_eps")),
-        *((name, ctypes.c_int32) for name in ("weight_half", "threads")),
+        *((name, ctypes.c_int32) for name in ("weight_half", "threads", "refused")),
+    )
+
+
+class _Narrow(ctypes.Structure):
+    """`Narrow` in lowrank.c."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("x", "y", "matrix", "out", "packed")),
+        *((name, ctypes.c_int64) for name in ("rows", "rank", "wide", "x_row", "y_row", "m_row", "m_column")),
+        ("scale", _float),
+        *((name, ctypes.c_int32) for name in ("half", "rest", "threads")),
     )
 
 
@@ -92,9 +112,10 @@ class Kernels:
         self._functions: dict[str, Any] = {}
         for name, arguments in _ARGUMENTS.items():
             function = getattr(found.loaded, f"llamafarm_{name}_{found.level}")
-            function.argtypes, function.restype = arguments, _int if name == "head" else None
+            function.argtypes, function.restype = arguments, _int if name in _COUNTS else None
             self._functions[name] = function
         self.threaded = _share_threads(found.loaded)
+        self.pairs = bool(self._functions["has_pairs"]())
 
     def threads(self) -> int:
         """How many threads a function may use now."""
@@ -148,6 +169,43 @@ class Kernels:
         self._functions["gated_back"](*given, out.data_ptr(), self.threads())
         return out
 
+    def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, *, rest: bool) -> torch.Tensor:
+        """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding M loses."""
+        y, each = x.new_empty((len(x), len(matrix))), 2 if rest else 1
+        blocks = -(-len(matrix) // _LANES)
+        self._narrow("down", x, y, (matrix, None), scale, each * blocks * _LANES * matrix.shape[1], rest=rest)
+        return y
+
+    def up(self, y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float) -> None:
+        """`y += scale * x M`, for x of (rows, rank) and M of (rank, wide) in float32."""
+        self._narrow("up", x, y, (matrix, None), scale, matrix.numel())
+
+    def across(self, x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+        """`scale * x' y`, (rank, wide), for x of (rows, rank), goes into `out`, which is float32."""
+        self._narrow("across", x, y, (None, out), scale, (len(x) + 1) * x.shape[1])
+
+    def _narrow(
+        self,
+        name: str,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        narrow: tuple[torch.Tensor | None, torch.Tensor | None],
+        scale: float,
+        units: int,
+        *,
+        rest: bool = False,
+    ) -> None:
+        matrix, out = narrow
+        shape = matrix if matrix is not None else out
+        assert shape is not None
+        packed = torch.empty(units, dtype=torch.int32)
+        call = _Narrow(x=x.data_ptr(), y=y.data_ptr(), packed=packed.data_ptr(), rows=len(x), scale=scale)
+        call.matrix, call.out = (None if one is None else one.data_ptr() for one in narrow)
+        (call.rank, call.wide), (call.m_row, call.m_column) = shape.shape, shape.stride()
+        call.x_row, call.y_row, call.half, call.rest = x.stride(0), y.stride(0), _half(x), int(rest)
+        call.threads = self.threads()
+        self._functions[name](ctypes.byref(call))
+
     def attend(self, parts: Tensors, shape: Shape, out: torch.Tensor) -> torch.Tensor:
         """Causal attention within documents.
 
@@ -162,7 +220,7 @@ class Kernels:
         totals = torch.empty(parts[0].shape[:2])
         call, held = self._call(parts, shape, totals)
         call.out = _place(out)
-        self._functions["attend"](ctypes.byref(call))
+        self._attend("attend", call)
         del held
         return totals
 
@@ -173,8 +231,13 @@ class Kernels:
         call, held = self._call(parts, shape, totals)
         call.out = _place(gradient)
         call.of_q, call.of_k, call.of_v = (_place(part) for part in into)
-        self._functions["attend_back"](ctypes.byref(call))
+        self._attend("attend_back", call)
         del held
+
+    def _attend(self, name: str, call: _Call) -> None:
+        self._functions[name](ctypes.byref(call))
+        if call.refused:
+            raise MemoryError("no main memory for the scores of attention")
 
     def _call(self, parts: Tensors, shape: Shape, totals: torch.Tensor) -> tuple[_Call, object]:
         """The arguments, and what must live as long as they are used."""

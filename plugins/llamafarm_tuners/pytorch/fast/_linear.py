@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from llamafarm_tuners.pytorch.fast._pages import in_file, let_go
 from llamafarm_tuners.pytorch.processor import made_by_amd, room_for_copies
 
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -105,26 +106,42 @@ def _place(matrix: torch.Tensor) -> tuple[object, ...]:
 def ordered_copies(matrices: Sequence[torch.Tensor]) -> Iterator[int]:
     """While it lasts, `product` takes copies of frozen matrices that stand in oneDNN's own order, if memory has room.
 
-    Without them oneDNN orders a matrix anew in each product. Results are the same to the last bit.
+    Without them oneDNN orders a matrix anew in each product. Results are the same to the last bit. A matrix that
+    stands in a mapped file takes no memory then until somebody reads it again.
 
     Args:
         matrices: Each (out, in); nobody changes them meanwhile.
 
     Yields:
-        How many bytes the copies take: two of each matrix, one for either direction, or none at all.
+        How many bytes the copies take: two of each matrix, one for either direction, but in float32 only one, for the
+        way back, of those that stay in memory themselves (the other gains least there); or none at all.
     """
     mine = [matrix.detach() for matrix in matrices if matrix.dtype in (torch.float32, torch.bfloat16)]
-    needed = 2 * sum(matrix.nbytes for matrix in mine)
+    both = [inside or one.dtype != torch.float32 for one, inside in zip(mine, in_file(mine), strict=True)]
+    ways = [matrix.t() for matrix in mine] + [matrix for matrix, forward in zip(mine, both, strict=True) if forward]
+    needed = sum(way.nbytes for way in ways)
     if not onednn_pays() or needed > room_for_copies(_available()):
         yield 0
         return
-    added = {_place(way): _in_order(way) for matrix in mine for way in (matrix, matrix.t())}
+    added = {_place(way): _in_order(way) for way in ways}
     _ordered.update(added)
+    let_go(mine)
     try:
         yield needed
     finally:
         for place in added:
             _ordered.pop(place, None)
+
+
+@contextmanager
+def without_copies() -> Iterator[None]:
+    """While it lasts, products take the matrices themselves: they were changed."""
+    kept = dict(_ordered)
+    _ordered.clear()
+    try:
+        yield
+    finally:
+        _ordered.update(kept)
 
 
 def _in_order(matrix: torch.Tensor) -> _Ordered:
@@ -136,19 +153,6 @@ def _available() -> int:
     """Bytes of main memory that are free; 0: not known."""
     lines = _MEMORY_INFO.read_text(encoding="utf-8").splitlines() if _MEMORY_INFO.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
-
-
-def low_product(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """`x @ a.T` for an adapter's A, in the format of x: in 16 bits with what rounding A leaves out of it.
-
-    That is what A has learned: its entries are large from the start, and steps of a learning rate are below their
-    last bit.
-    """
-    rounded = a.to(x.dtype)
-    if a.dtype == x.dtype:
-        return product(x, rounded)
-    both = product(x, torch.cat([rounded, (a - rounded).to(x.dtype)]))
-    return both[:, : len(a)] + both[:, len(a) :]
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._linear import low_product, product
+from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 
 Kept = list[torch.Tensor | None]
 
@@ -72,8 +72,8 @@ class Lora:
         mask = None
         if low is None:
             mask, _ = self._mask(x)
-            low = low_product(x * mask, a)
-        y.addmm_(low, b.to(x.dtype).t(), alpha=self._scale(mask))
+            low = down(x * mask, a, exact=True)
+        add_up(y, low, b.t(), self._scale(mask))
         return [low, mask]
 
     def backward(
@@ -99,8 +99,10 @@ class Lora:
         assert mask is not None
         up, of_b = self.low_backward(kept, gradient)
         if of_x is not None:
-            of_x += product(up, a.to(x.dtype).t()).mul_(mask)
-        return [product(up.t(), (x * mask).t()).to(a.dtype), of_b]
+            of_kept = torch.zeros_like(of_x)
+            add_up(of_kept, up, a)
+            of_x += of_kept.mul_(mask)
+        return [across(up, x * mask, a), of_b]
 
     def beyond(self, along: torch.Tensor | None) -> list[torch.Tensor]:
         """The gradients of `parameters` beyond A and B, where nothing was dropped."""
@@ -120,7 +122,4 @@ class Lora:
         low, mask = kept[:2]
         assert low is not None
         b, scale = self.parameters[1], self._scale(mask)
-        # `gradient` is a part of wider rows, which oneDNN would copy entry by entry: these two are left to torch
-        up = (gradient @ b.to(gradient.dtype)).mul_(scale)
-        of_b = (low.t() @ gradient).t().mul_(scale).contiguous()
-        return up, of_b.to(b.dtype)
+        return down(gradient, b.t(), scale), across(low, gradient, b.t(), scale).t()

@@ -30,6 +30,7 @@ typedef struct {
   int64_t documents, heads, keys, size, wide, pairs, tokens; /* wide: of a head of v */
   float scale, q_eps, k_eps;
   int32_t weight_half, threads;
+  int32_t refused; /* becomes 1 if there was no memory to work in */
 } Attention;
 
 static size up(size count, size unit) { return (count + unit - 1) / unit * unit; }
@@ -186,6 +187,11 @@ static Piece piece_of(const Attention *of, size part, int back) {
   size many = p.filled * (p.size + p.wide) * (back ? 2 : 1) + across * (p.size + (back ? p.wide : 0)) +
               p.rows * (p.size + (back ? p.wide : 0) + p.columns * (back ? 2 : 1) + widest) + 16 * 16;
   float *memory = llamafarm_scratch(many);
+  if (!memory) {
+    __atomic_store_n(&((Attention *)of)->refused, 1, __ATOMIC_RELAXED);
+    p.length = 0;
+    return p;
+  }
   p.k = next(&memory, p.filled * p.size);
   p.v = next(&memory, p.filled * p.wide);
   p.k_across = next(&memory, across * p.size);
@@ -272,6 +278,7 @@ static float weigh(float *row, size seen, float *total) {
 static void forward(const void *given, size part) {
   const Attention *of = given;
   Piece piece = piece_of(of, part, 0), *p = &piece;
+  if (!p->length) return;
   read_keys(of, p);
   for (size head = p->head * p->share; head < (p->head + 1) * p->share; head++)
     for (size first = 0; first < p->length; first += p->rows) {
@@ -330,6 +337,7 @@ static void add_to_keys(const Piece *p, size first, size filled) {
 static void backward(const void *given, size part) {
   const Attention *of = given;
   Piece piece = piece_of(of, part, 1), *p = &piece;
+  if (!p->length) return;
   read_keys(of, p);
   across(p->v, p->length, p->wide, of->wide, p->v_across);
   memset(p->of_k, 0, (size_t)(p->filled * p->size) * sizeof(float));

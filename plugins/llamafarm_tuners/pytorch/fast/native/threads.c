@@ -58,10 +58,10 @@ float *llamafarm_scratch(size count) {
   static _Thread_local float *memory;
   static _Thread_local size has;
   if (count > has) {
+    void *found = NULL;
     free(memory);
-    has = 0;
-    if (posix_memalign((void **)&memory, 64, (size_t)count * sizeof(float)) != 0) abort();
-    has = count;
+    has = posix_memalign(&found, 64, (size_t)count * sizeof(float)) ? 0 : count;
+    memory = has ? found : NULL;
   }
   return memory;
 }

@@ -166,7 +166,7 @@ INLINE vec exponential(vec x) {
 typedef void (*Work)(const void *of, size part);
 void llamafarm_share(Work work, const void *of, size parts, int threads);
 
-/* Memory of this thread that is used again. */
+/* Memory of this thread that is used again; NULL where the system gives none. */
 float *llamafarm_scratch(size count);
 
 #endif
