@@ -158,15 +158,15 @@ def evaluate(
         **wanted.sampling,
     }
     results = report(measured, settings)
-    if output is not None:
-        write_lines(output / RESULTS, [json.dumps(results, ensure_ascii=False, indent=2)], overwrite=overwrite)
-        lines = [json.dumps(line, ensure_ascii=False) for line in answer_lines(measured)]
-        write_lines(output / ANSWERS, lines, overwrite=overwrite)
-        session.say(f"saved {output / RESULTS} and {ANSWERS}")
     if as_json:
         session.result_json(results)
     else:
         _show(session, measured)
+    if output is not None:  # a disk that does not take them costs the files alone
+        write_lines(output / RESULTS, [json.dumps(results, ensure_ascii=False, indent=2)], overwrite=overwrite)
+        lines = [json.dumps(line, ensure_ascii=False) for line in answer_lines(measured)]
+        write_lines(output / ANSWERS, lines, overwrite=overwrite)
+        session.say(f"saved {output / RESULTS} and {ANSWERS}")
     gate(measured[-1], *limits)
 
 

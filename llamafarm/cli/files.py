@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,10 +15,15 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: If it exists and may not be replaced.
+        DiskError: If nothing can be written there.
     """
     if path.exists() and not overwrite:
         hint = "give another name, or --overwrite"
         raise UsageError.of("LF-USAGE-005", f"{path} exists already", hint=hint)
+    there = next((parent for parent in path.parents if parent.exists()), None)
+    if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        reason = "may not be written into" if there.is_dir() else "is a file"
+        raise DiskError.of("LF-DISK-001", f"cannot write {path}: {there} {reason}", hint="give another name")
 
 
 def write_lines(path: Path, lines: Iterable[str], *, overwrite: bool) -> int:

@@ -26,6 +26,7 @@ from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Problem, Stopp
 _PARSING_ERROR: Final[type[Any]] = typer.BadParameter.__mro__[2]
 
 _DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+_DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -90,7 +91,7 @@ def _run(session: Session, heard: list[int]) -> int:
     except Exception as error:  # the last net: a defect is reported, not shown as a traceback
         if heard or began_as_interrupt(error):
             raise KeyboardInterrupt from error
-        if isinstance(error, OSError) and error.errno in _DISK:
+        if isinstance(error, OSError) and error.errno in (*_DISK, *_DENIED):
             return _fail(session, _disk_error(error))
         return _crash(session, error)
     return ExitCode.OK
@@ -103,6 +104,9 @@ def _libraries(session: Session) -> AbstractContextManager[None]:
 
 def _disk_error(error: OSError) -> LlamaFarmError:
     where = str(error.filename) if error.filename else ""
+    if error.errno in _DENIED:
+        hint = "change its owner or its mode, or be the user who made it"
+        return DiskError.of("LF-DISK-031", f"not for this user: {error.strerror}", where=where, hint=hint)
     return DiskError.of("LF-DISK-003", f"the disk does not take it: {error.strerror}", where=where)
 
 

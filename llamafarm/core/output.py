@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from llamafarm.core.lock import LOCK, live_owner, owned
-from llamafarm.core.record import OWN, manifest_of
+from llamafarm.core.record import OWN, is_run, manifest_of
 from llamafarm.errors import RunDirectoryError
 
 _BEFORE_THE_MANIFEST: Final = frozenset({LOCK, "strategy.yaml", "resolved.yaml", "config.json", "run.log"})
@@ -28,6 +28,13 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
         if (owner := live_owner(folder)) is not None:
             raise owned(folder, owner)
         return
+    if manifest is None and is_run(folder):
+        raise RunDirectoryError.of(
+            "LF-RUN-116",
+            "the output folder holds a run whose manifest is lost or damaged",
+            where=str(folder),
+            hint=f"go on with `llamafarm train --resume {folder}`, or choose another with --output FOLDER",
+        )
     if manifest is None:
         raise RunDirectoryError.of(
             "LF-RUN-002",

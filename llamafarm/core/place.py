@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,8 +18,9 @@ class NewPlace:
     """Makes the output folder; unless `keep` is set in the end, takes it away and puts back what was there before."""
 
     def __init__(self, folder: Path, run_id: str, *, overwrite: bool) -> None:
-        self.folder, self.run_id, self.overwrite, self.keep = folder, run_id, overwrite, False
-        self.before = folder.with_name(f".{folder.name}.before")
+        self.given, self.run_id, self.overwrite, self.keep = folder, run_id, overwrite, False
+        self.folder = Path(os.path.realpath(folder))  # a link stays where it is: what it leads to is made and moved
+        self.before = _set_aside(self.folder)
         self.made: list[Path] = []
         self._held = ExitStack()
 
@@ -30,13 +32,16 @@ class NewPlace:
                 self._take()
         except OSError as error:
             raise DiskError.of(
-                "LF-DISK-001", f"cannot make the output folder: {error.strerror}", where=str(self.folder)
+                "LF-DISK-001",
+                f"cannot make the output folder: {error.strerror}",
+                where=str(self.given),
+                hint=_in_the_way(self.folder),
             ) from None
         return self
 
     def _take(self) -> None:
         self._put_back()
-        check_output_dir(self.folder, overwrite=self.overwrite)
+        check_output_dir(self.given, overwrite=self.overwrite)
         if self.folder.is_dir() and is_stillborn(self.folder):
             shutil.rmtree(self.folder)
         if self.folder.is_dir() and any(self.folder.iterdir()):
@@ -49,7 +54,7 @@ class NewPlace:
         self._held.close()
         if self.keep:
             if self.before.exists():
-                shutil.rmtree(self.before)
+                shutil.rmtree(self.before, ignore_errors=True)
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # another run may be in one of them by now
@@ -91,3 +96,17 @@ class OldPlace:
 
     def __exit__(self, *exception: object) -> None:
         self._lock.__exit__(*exception)
+        if exception == (None, None, None):  # it has replaced what it was to replace when it began
+            shutil.rmtree(_set_aside(Path(os.path.realpath(self._folder))), ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Where a run that is to be replaced is until the one that replaces it is worth more."""
+    return folder.with_name(f".{folder.name}.before")
+
+
+def _in_the_way(folder: Path) -> str:
+    """What to do about a folder that cannot be made."""
+    there = next((path for path in folder.parents if path.exists()), None)
+    reason = f"{there} is a file; " if there is not None and not there.is_dir() else ""
+    return f"{reason}choose another with --output FOLDER"

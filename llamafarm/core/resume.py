@@ -12,7 +12,7 @@ from typing import Any, Final
 from llamafarm.api.values import ResumePoint
 from llamafarm.core.contract import Change, compare, settings
 from llamafarm.core.load import Loaded
-from llamafarm.core.record import OWN, manifest_of, settings_of
+from llamafarm.core.record import OWN, is_run, manifest_of, settings_of
 from llamafarm.core.registry import Registry
 from llamafarm.errors import Problem, RunDirectoryError, StrategyError
 
@@ -35,8 +35,16 @@ class Resumption:
 
     @property
     def strategy(self) -> str:
-        """Its own configuration, as a strategy."""
-        return str(self.folder / OWN / "resolved.yaml")
+        """Its own configuration, as a strategy.
+
+        Raises:
+            RunDirectoryError: If it is lost.
+        """
+        path = self.folder / OWN / "resolved.yaml"
+        if not path.is_file():
+            message = "the run's own strategy is lost"
+            raise RunDirectoryError.of("LF-RUN-117", message, where=str(path), hint="give it by --strategy")
+        return str(path)
 
 
 def find_run(target: str, *, allow_changes: bool = False) -> Resumption:
@@ -57,7 +65,7 @@ def find_run(target: str, *, allow_changes: bool = False) -> Resumption:
     folder = real.parent if checkpoint else path
     if checkpoint and not path.is_absolute():
         folder = Path(os.path.relpath(folder))
-    if manifest_of(folder) is None:
+    if not is_run(folder):
         what = "is no run of ours" if folder.is_dir() else "does not exist"
         raise RunDirectoryError.of("LF-RUN-011", f"{target} {what}", hint=_known())
     if checkpoint and not checkpoint.is_dir():
@@ -78,7 +86,7 @@ def asked_for(loaded: Loaded, *, allow_changes: bool = False) -> Resumption | No
     config = loaded.tuner_config
     wanted = config.training.resume_from_checkpoint
     folder = Path(config.output_dir)
-    if not wanted or (wanted is True and manifest_of(folder) is None):
+    if not wanted or (wanted is True and not is_run(folder)):
         return None
     found = find_run(config.output_dir if wanted is True else str(wanted), allow_changes=allow_changes)
     if os.path.realpath(found.folder) != os.path.realpath(folder):
@@ -93,12 +101,16 @@ def checked(found: Resumption, loaded: Loaded, registry: Registry) -> Resumption
     Raises:
         LlamaFarmError: If the run is finished, or the configuration is not one that it can go on with.
     """
-    manifest = manifest_of(found.folder) or {}
-    differences = compare(settings_of(found.folder) or {}, _plain(settings(loaded)))
+    manifest, before = manifest_of(found.folder), settings_of(found.folder)
+    if before is None:
+        accepted = (_unknown_settings(found), *_plugins(manifest, registry))
+        return replace(found, point=replace(found.point, changes=accepted))
+    differences = compare(before, _plain(settings(loaded)))
     changed = [item for item in differences if item.change is not Change.FREE]
-    if manifest.get("status") == "completed" and not changed:
+    known = manifest or {}
+    if known.get("status") == "completed" and not changed:
         hint = "to train on, raise training.max_steps or num_epochs, with --allow-changes"
-        message = f"the run {manifest.get('run_id')} is finished: there is nothing to resume"
+        message = f"the run {known.get('run_id')} is finished: there is nothing to resume"
         raise RunDirectoryError.of("LF-RUN-013", message, where=str(found.folder), hint=hint)
     problems = [
         Problem("LF-TRAIN-053", f"{item}: a run cannot go on with that", hint="start a new run, or take it back")
@@ -143,7 +155,22 @@ def _known() -> str:
     return f"runs here: {', '.join(names)}" if names else "give the folder that a run wrote into"
 
 
-def _plugins(manifest: Mapping[str, Any], registry: Registry) -> list[str]:
+def _unknown_settings(found: Resumption) -> str:
+    """What a run without a record of its settings goes on with, and so is not exact.
+
+    Raises:
+        RunDirectoryError: If it is not to go on with changes.
+    """
+    lost = "the record of the run's settings is lost or damaged: whether they changed cannot be told"
+    if not found.point.allow_changes:
+        hint = "add --allow-changes to go on with the settings that are given now, not exactly"
+        raise RunDirectoryError.of("LF-RUN-115", lost, where=str(found.folder / OWN / "config.json"), hint=hint)
+    return lost
+
+
+def _plugins(manifest: Mapping[str, Any] | None, registry: Registry) -> list[str]:
+    if manifest is None:
+        return ["the run's manifest was lost or damaged, and with it the versions of its plugins"]
     before = dict(manifest.get("plugins") or {})
     now = {f"{plugin.distribution}:{plugin.name}": plugin.version for plugin in registry.plugins}
     return [

@@ -27,7 +27,7 @@ from llamafarm.core.record import OWN, manifest_of
 from llamafarm.core.registry import Registry
 from llamafarm.core.signals import Wishes
 from llamafarm.data.prepare import prepare
-from llamafarm.errors import ExitCode, LlamaFarmError, Stopped, began_as_interrupt
+from llamafarm.errors import DiskError, ExitCode, LlamaFarmError, Stopped, began_as_interrupt
 from llamafarm.files import sync_folder, write_atomically
 from llamafarm.versions import versions
 
@@ -159,7 +159,7 @@ class Run:
 
     def emit(self, type: str, /, **fields: Any) -> None:  # noqa: A002  # the event's own word
         """Record an event and tell the listener."""
-        self.started = self.started or type in ("log", "checkpoint")
+        self.started = self.started or type in ("log", "checkpoint", "broken")
         self._phase = fields["name"] if type == "phase" else self._phase
         if type == "ledger":
             self._manifest |= {name: dict(fields[name]) for name in _LEDGER if name in fields}
@@ -205,7 +205,7 @@ class Run:
         )
         with place, self._log():
             try:
-                self._write_start()
+                self._begin()
                 yield
             except BaseException as error:
                 self._fail(error)
@@ -227,6 +227,19 @@ class Run:
         entry = {"at": now(), "changes": changes, "versions": versions(), "device": facts["device"]}
         again = [*self._before.get("resumed", ()), entry]
         return facts | kept | {"status": "running", "resumed": again} | this_process()
+
+    def _begin(self) -> None:
+        """Write what a run is, before it is anything.
+
+        Raises:
+            DiskError: If the disk does not take it.
+        """
+        try:
+            self._write_start()
+        except OSError as error:
+            message = f"cannot write into the run's folder: {error.strerror or error}"
+            hint = "free space, or choose another output_dir; what was written before is intact"
+            raise DiskError.of("LF-DISK-022", message, where=str(self.output_dir), hint=hint) from None
 
     def _write_start(self) -> None:
         if self.resume is None:
@@ -266,8 +279,8 @@ class Run:
         if events is not None:
             events.close()
         path = self.own / "events.jsonl"
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _at_most(line, fields["step"])]
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in path.read_bytes().split(b"\n") if _at_most(line, fields["step"])]
+        write_atomically(path, "".join(f"{line.decode()}\n" for line in kept))
 
     def _surviving(self, write: Callable[[], None]) -> None:
         """Write what the training does not depend on; a disk that does not take it is worth a warning, once."""
@@ -344,11 +357,11 @@ class Run:
         return f"{reason}; what was trained is kept\ngo on with: {command}"
 
 
-def _at_most(line: str, step: int) -> bool:
+def _at_most(line: bytes, step: int) -> bool:
     """Whether a line of events.jsonl is whole, and of no later step."""
     try:
-        event = json.loads(line)
-    except ValueError:
+        event = json.loads(line.decode())
+    except ValueError:  # no UTF-8 too
         return False
     return isinstance(event, dict) and not (isinstance(event.get("step"), int) and event["step"] > step)
 

@@ -77,8 +77,8 @@ class Filters:
         try:
             with limited(_SECONDS):
                 return any(pattern.search(text) for pattern in self._patterns for text in texts)
-        except TooCostly:
-            message = "a pattern of dataset.filters.remove_patterns takes too long on this row"
+        except TooCostly as error:
+            message = f"a pattern of dataset.filters.remove_patterns {error} on this row"
             hint = "write it without repetitions inside of repetitions, such as (a+)+"
             raise DataError.of("LF-DATA-251", message, where=str(example.ref), hint=hint) from None
 

@@ -22,7 +22,7 @@ from llamafarm.data.strict import Fault
 from llamafarm.data.turns import Answer, Chat, answers_of, chat_of, open_parts, texts_of
 from llamafarm.errors import ModelError
 from llamafarm.models.literal import Literals, literals_of
-from llamafarm.models.templates import CPU_SECONDS, TooCostly, check_output, has_marks, limited, too_costly
+from llamafarm.models.templates import TooCostly, check_output, has_marks, limited, too_costly
 from llamafarm.models.trl_templates import training_template
 
 Range = tuple[int, int]
@@ -237,8 +237,8 @@ class _Template:
                     return_assistant_tokens_mask=marked,
                     **self._specials,
                 )
-        except TooCostly:
-            raise too_costly("the tokenizer", f"takes more than {CPU_SECONDS} seconds for one conversation") from None
+        except TooCostly as error:
+            raise too_costly("the tokenizer", f"{error} for one conversation") from None
         except TemplateSyntaxError as error:
             message = f"the chat template is not valid: {error.message} (line {error.lineno} of the template)"
             raise ModelError.of("LF-TEMPLATE-001", message) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,6 +112,7 @@ def measure(
     Raises:
         ModelError: If the model cannot be loaded.
         DataError: If the rows cannot be used for what is asked.
+        NumericError: If the model computes what is not finite.
     """
     import torch
 
@@ -174,10 +176,13 @@ def _rows(
 
 def _likelihood(model: Any, rows: Sequence[TokenizedRow], batch_size: int) -> dict[str, Sample]:
     from llamafarm.evaluation._likelihood import likelihoods
+    from llamafarm.models._finite import not_finite
 
     found = likelihoods(model, rows, batch_size=batch_size)
     targets = [float(one.targets) for one in found]
     losses = [one.loss for one in found]
+    if not all(map(math.isfinite, losses)):
+        raise not_finite(model, f"the loss of {sum(not math.isfinite(one) for one in losses)} rows is not finite")
     return {
         "loss": Sample(losses, targets),
         "perplexity": Sample(losses, targets, exponential=True),

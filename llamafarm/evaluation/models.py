@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llamafarm.errors import ModelError
 from llamafarm.models.adapter_config import base_named_by
+from llamafarm.models.identity import require_identity
 from llamafarm.models.locate import locate
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+|best)")
@@ -29,7 +30,7 @@ def models_to_measure(model: str, baseline: str, *, every: bool) -> list[str]:
         every: Also each `checkpoint-N` of the run, by step, and `checkpoint-best`.
 
     Raises:
-        ModelError: If one of them is not there, or there are no checkpoints.
+        ModelError: If one of them is not there, there are no checkpoints, or an adapter is not as it was trained.
     """
     locate(model)
     names = []
@@ -39,7 +40,17 @@ def models_to_measure(model: str, baseline: str, *, every: bool) -> list[str]:
         names.append(compared)
     if every:
         names += _checkpoints(model)
-    return [*names, model]
+    chosen = [*names, model]
+    for one in chosen:
+        _require_whole(one)
+    return chosen
+
+
+def _require_whole(model: str) -> None:
+    """Refuse what will be refused anyway before the first is measured, which may take hours."""
+    folder, base = locate(model).folder, base_of(model)
+    if folder is not None and base is not None:
+        require_identity(folder, base)
 
 
 def own_strategy(model: str) -> str | None:

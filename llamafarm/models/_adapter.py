@@ -15,7 +15,7 @@ from torch import nn
 
 from llamafarm.errors import ModelError, SecurityError
 from llamafarm.models.adapter_config import FILE, WEIGHTS, read_adapter_config
-from llamafarm.models.templates import CPU_SECONDS, TooCostly, limited
+from llamafarm.models.templates import TooCostly, limited
 
 _WRAPPING = re.compile(r"\.(default|modules_to_save|base_layer|original_module|weight)(?=\.|$)")
 """Parts of a tensor's name that differ between an adapter's file and the model it is loaded into."""
@@ -142,8 +142,8 @@ def check_patterns(model: nn.Module, config: Any, given: str) -> None:
                 compiled = re.compile(pattern)
                 for name, _ in model.named_modules():
                     compiled.fullmatch(name)
-    except TooCostly:
-        message = f"the adapter in {given} has a pattern that does not end in {CPU_SECONDS} seconds"
+    except TooCostly as error:
+        message = f"the adapter in {given} has a pattern that {error}"
         raise SecurityError.of("LF-SECURITY-012", message, hint="list the names of its modules instead") from None
     except (re.error, RecursionError) as error:
         raise ModelError.of("LF-MODEL-174", f"{FILE} of {given} has no valid pattern: {error}") from None

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BatchEncoding, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import TextStreamer
 
 from llamafarm.errors import ModelError
+from llamafarm.models._finite import Finite
 from llamafarm.models._turns import end_of_turn
 from llamafarm.models.first_token import begun, first_token
 from llamafarm.models.literal import literals_of
 from llamafarm.models.positions import positions_of, require_positions
-from llamafarm.models.templates import CPU_SECONDS, TooCostly, check_output, limited, too_costly
+from llamafarm.models.templates import TooCostly, check_output, limited, too_costly
 
 Chat = Sequence[dict[str, str]]
 """Messages as `{"role": …, "content": …}`."""
@@ -67,6 +68,7 @@ def generate(
     Raises:
         ModelError: If a chat is given and the tokenizer has no chat template, or it refuses the chat; or if a prompt
             leaves no position for an answer.
+        NumericError: If the model computes what is not finite.
     """
     assert stream is None or len(prompts) == 1, "only one prompt can be streamed"
     encoded = [begun(_encode(prompt, tokenizer), first_token(model)) for prompt in prompts]
@@ -79,7 +81,7 @@ def generate(
     streamer = _Stream(tokenizer, stream) if stream else None
     # Prompts of similar length waste least; answers go back to their places.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    answers = [""] * len(encoded)
+    answers, finite = [""] * len(encoded), LogitsProcessorList([Finite(model)])
     # PEFT would count the padding into the distance between a learned prompt and the row behind it.
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         batch_size = 1
@@ -93,7 +95,7 @@ def generate(
             if positions.table and positions.longest is not None:
                 room = positions.longest - batch["input_ids"].shape[1] - before
                 config.max_new_tokens = min(sampling.max_new_tokens, room)
-            output = model.generate(**batch, generation_config=config, streamer=streamer)
+            output = model.generate(**batch, generation_config=config, streamer=streamer, logits_processor=finite)
             for index, ids in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[index] = tokenizer.decode(ids, skip_special_tokens=True)
     return answers
@@ -111,8 +113,8 @@ def _encode(prompt: str | Chat, tokenizer: PreTrainedTokenizerBase) -> list[int]
     try:
         with limited():
             text = tokenizer.apply_chat_template(literals.hidden(prompt), add_generation_prompt=True, tokenize=False)
-    except TooCostly:
-        raise too_costly("the tokenizer", f"takes more than {CPU_SECONDS} seconds for one conversation") from None
+    except TooCostly as error:
+        raise too_costly("the tokenizer", f"{error} for one conversation") from None
     except Exception as error:  # templates raise whatever they like
         raise ModelError.of("LF-MODEL-031", f"the chat template refuses these messages: {error}") from error
     check_output(text, len(str(tokenizer.chat_template)) + len(str(prompt)), "the tokenizer")

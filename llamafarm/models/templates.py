@@ -39,7 +39,7 @@ def has_marks(template: str) -> bool:
 
 
 class TooCostly(Exception):  # noqa: N818  # becomes a SecurityError where it is known what was rendered
-    """Rendering took too long."""
+    """Rendering took too long, or the memory did not suffice; its text says which, to go after `a chat template`."""
 
 
 def check_templates(templates: str | Mapping[str, str] | None, given: str) -> None:
@@ -65,13 +65,26 @@ def limited(seconds: float = CPU_SECONDS) -> Iterator[None]:
     """Stop what takes longer, in CPU time of this process; where there are no timers, or none is free, nothing stops.
 
     Raises:
-        TooCostly: In the body, when its time is over.
+        TooCostly: In the body, when its time is over; or if there was not enough memory for it.
     """
+    try:
+        with _timed(seconds):
+            yield
+    except MemoryError:
+        raise TooCostly("needs more memory than there is") from None
+
+
+@contextmanager
+def _timed(seconds: float) -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     if not here or not hasattr(signal, "setitimer") or signal.getsignal(signal.SIGVTALRM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGVTALRM, _stop)
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # what a signal handler is given
+        raise TooCostly(f"takes more than {seconds:g} seconds")
+
+    signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
@@ -98,10 +111,6 @@ def check_output(text: str, asked: int, given: str = "the chat template") -> Non
 def too_costly(given: str, reason: str) -> SecurityError:
     """What to tell of a template that exceeds a limit."""
     return SecurityError.of("LF-SECURITY-009", f"{given}: a chat template {reason}", hint=_HINT)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # what a signal handler is given
-    raise TooCostly
 
 
 def _try(template: str) -> str:

@@ -89,10 +89,12 @@ def test_the_adapter_loads_with_peft_alone_and_gives_the_same_logits(fit, archit
     base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
     assert not torch.equal(base(IDS).logits, seen["logits"])
     loaded = peft.PeftModel.from_pretrained(base, done.folder)
-    assert torch.equal(loaded(IDS).logits, seen["logits"])
+    # a layer and its adapter as one step add up in another order than PEFT; fused decoder layers take documents alone
+    near = 0.0 if architecture == "llama" else 1e-5
+    torch.testing.assert_close(loaded(IDS).logits, seen["logits"], rtol=near, atol=near)
     assert AutoTokenizer.from_pretrained(done.folder).chat_template
     ours, tokenizer = load_for_generation(str(done.folder))
-    assert torch.equal(ours(IDS).logits, seen["logits"])
+    torch.testing.assert_close(ours(IDS).logits, seen["logits"], rtol=near, atol=near)
     for checkpoint in ("checkpoint-best",):
         again, _ = load_for_generation(str(done.folder / checkpoint))
         assert torch.equal(again(IDS).logits, seen["logits"])

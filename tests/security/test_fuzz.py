@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llamafarm.errors import SecurityError
+
 sys.path.insert(0, str(Path(__file__).parent))
 from targets import SEEDS, TARGETS, attempt
 
@@ -71,6 +73,13 @@ def test_only_our_own_errors(name: str) -> None:
         cheaply(name, data)
 
     run()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited on Linux alone")
+def test_a_template_without_memory_is_told() -> None:
+    attempt("template", SEEDS["template"][0])
+    with little_memory(), pytest.raises(SecurityError, match=r"needs more memory than there is .*LF-SECURITY-009"):
+        TARGETS["template"](b"{{ messages[0].content * 2000000000 }}")
 
 
 def test_what_costs_too_much_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

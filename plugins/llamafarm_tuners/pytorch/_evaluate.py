@@ -16,6 +16,7 @@ from llamafarm.data.stored import lengths_of
 from llamafarm_tuners.pytorch._batches import TokenRow
 from llamafarm_tuners.pytorch._loss import token_losses
 from llamafarm_tuners.pytorch._memory import free, is_out_of_memory
+from llamafarm_tuners.pytorch.fast._head import precise
 from llamafarm_tuners.pytorch.fast._install import Paths
 from llamafarm_tuners.pytorch.progress import PROGRESS
 
@@ -108,9 +109,9 @@ def sum_over_processes(values: torch.Tensor, accelerator: Accelerator) -> torch.
     """Add up a small float64 tensor over all processes."""
     if accelerator.num_processes == 1:
         return values
-    precise = torch.float32 if accelerator.device.type == "mps" else torch.float64
     with PROGRESS.elsewhere():
-        total: torch.Tensor = accelerator.reduce(values.to(accelerator.device, precise), "sum").cpu()
+        there = values.to(accelerator.device, precise(accelerator.device))
+        total: torch.Tensor = accelerator.reduce(there, "sum").cpu()
     return total
 
 

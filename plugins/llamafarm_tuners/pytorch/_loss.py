@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from llamafarm_tuners.pytorch._batches import IGNORED, Batch
-from llamafarm_tuners.pytorch.fast._head import head_loss, plain_head, skipped
+from llamafarm_tuners.pytorch.fast._head import exact_sum, head_loss, plain_head, skipped
 
 
 def token_losses(
@@ -24,14 +23,13 @@ def token_losses(
         head: The model's head, if its product and the loss are to be computed in chunks.
 
     Returns:
-        The sum of the negative log-likelihoods of all targets (float32, a scalar), and the number of targets whose
-        token is the model's first choice (-1 if a chunked loss had no need to know).
+        The sum of the negative log-likelihoods of all targets (a scalar, see `precise`), and the number of targets
+        whose token is the model's first choice (-1 if a chunked loss had no need to know).
     """
     linear = plain_head(head)
     if head is None or linear is None:
         chosen, wanted = _at_targets(model, batch, selective=selective)
-        chosen = chosen.float()
-        return functional.cross_entropy(chosen, wanted, reduction="sum"), (chosen.detach().argmax(-1) == wanted).sum()
+        return exact_sum(chosen, wanted), (chosen.detach().argmax(-1) == wanted).sum()
     with skipped(head):
         chosen, wanted = _at_targets(model, batch, selective=selective)
     return head_loss(chosen, linear, wanted)

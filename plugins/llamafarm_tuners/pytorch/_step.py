@@ -36,6 +36,7 @@ from llamafarm_tuners.pytorch._optimizer import Configured, build_optimizer
 from llamafarm_tuners.pytorch._remedies import Patient
 from llamafarm_tuners.pytorch._report import Tally
 from llamafarm_tuners.pytorch._work import Work, placed
+from llamafarm_tuners.pytorch.fast._head import precise
 from llamafarm_tuners.pytorch.guard import Figures, Guard
 from llamafarm_tuners.pytorch.guard.advice import advice
 from llamafarm_tuners.pytorch.optim import offloaded
@@ -150,7 +151,7 @@ class Stepper:
             TogetherOutOfMemoryError: If one of several processes has not enough memory.
         """
         accelerator = self.work.accelerator
-        own = torch.tensor([float(sum(batch.labels for batch in batches))])
+        own = torch.tensor([float(sum(batch.labels for batch in batches))], dtype=torch.float64)
         labels = sum_over_processes(own, accelerator).item()
         if accelerator.num_processes == 1:
             return self._own_gradient(batches, labels, first)
@@ -174,7 +175,7 @@ class Stepper:
         if first is not None:
             first()
         scale = accelerator.num_processes / max(labels, 1.0)
-        loss = torch.zeros((), device=accelerator.device)
+        loss = torch.zeros((), dtype=precise(accelerator.device), device=accelerator.device)
         for batch in batches:
             PROGRESS.sign()
             with accelerator.no_sync(self.model):
@@ -214,8 +215,9 @@ class Stepper:
         done = self.gradient(self.batches(micro_steps))
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = accelerator.clip_grad_norm_(parameters, self.work.training.max_grad_norm or math.inf)
-        sums = torch.tensor([done.loss.item(), done.labels / accelerator.num_processes, done.tokens])
-        loss_sum, labels, tokens = sum_over_processes(sums.double(), accelerator).tolist()
+        own = [done.loss.item(), done.labels / accelerator.num_processes, done.tokens]
+        sums = torch.tensor(own, dtype=torch.float64)
+        loss_sum, labels, tokens = sum_over_processes(sums, accelerator).tolist()
         learning_rate = float(self.scheduler.get_last_lr()[0])
         figures = Figures(loss_sum, labels, float(norm), learning_rate, self.scheduler.base_lrs[0])
         if not self.guard.check(step, figures):

@@ -13,6 +13,7 @@ import torch
 from llamafarm.api import ResumePoint, RunContext
 from llamafarm.data.stored import lengths_of
 from llamafarm.errors import DiskError
+from llamafarm.models._finite import first_not_finite
 from llamafarm.models.checkpoint import read_manifest
 from llamafarm_tuners.pytorch._batches import epoch_order, micro_batches, steps_of
 from llamafarm_tuners.pytorch._checkpoints import BEST, Checkpoints, Found, restore_weights
@@ -208,14 +209,19 @@ class _Training:
         """
         self._keep_broken(offence, micro_steps)
         if offence.action == "stop":
-            raise offence.error() from None
+            raise offence.error(damaged=self._damaged(offence)) from None
         step = self.recovery.back(self.engine, offence)
         if step is None:
             tried = ", ".join(self.recovery.remedies) or "nothing"
-            raise offence.error(f"; going back did not help (tried: {tried})") from None
+            more = f"; going back did not help (tried: {tried})"
+            raise offence.error(more, damaged=self._damaged(offence)) from None
         if self.report.active:
             self.checkpoints.require_best(self.best.step, self._warn)
         return step
+
+    def _damaged(self, offence: Offence) -> str | None:
+        """A weight of the base model that is not finite, and was not before the first step; None if there is none."""
+        return first_not_finite(self.work.trained.model, trained=offence.step == 1)
 
     def _keep_broken(self, offence: Offence, micro_steps: list[list[int]]) -> None:
         """Write down the step that broke, where it can be taken again; a disk that is full costs only that."""
@@ -232,6 +238,7 @@ class _Training:
             self.report.survived(f"step {offence.step}: its record is lost", str(error.problems[0].message))
             return
         where = f"; the first value that is not finite: {bad}" if bad else ""
+        self.run.emit("broken", step=offence.step, path=str(folder))
         self.run.emit("notice", message=f"step {offence.step} is kept in {folder.name}{where}")
 
     def _evaluate(self, step: int) -> None:

@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 
+import llamafarm.cli.evaluate
+from llamafarm.errors import DiskError
 from llamafarm.models._load import load_for_generation
 from llamafarm.testing.rows import make_fields
 
@@ -123,6 +125,22 @@ def test_the_gate_says_what_is_missed_and_writes_the_results(cli, trained, tmp_p
     written = json.loads((tmp_path / "out" / "evaluation_results.json").read_text())
     assert set(written["models"][str(trained / "run")]) == {"loss", "perplexity", "token_accuracy"}
     assert cli(*argv, "--overwrite", "--min", "token_accuracy=0.0001").code == 0
+
+
+def test_figures_are_shown_though_they_cannot_be_written(cli, trained, tmp_path, monkeypatch):
+    argv = ["evaluate", str(trained / "run"), "--baseline", "none", "--metrics", "loss", "--output"]
+    (tmp_path / "file").write_text("precious")
+    refused = cli(*argv, "file")
+    assert (refused.code, refused.out, "measuring" in refused.err) == (7, "", False)
+    assert "file is a file; give another name [LF-DISK-001]" in refused.err
+
+    def full(path, lines, *, overwrite):
+        raise DiskError.of("LF-DISK-001", f"cannot write {path}")
+
+    monkeypatch.setattr(llamafarm.cli.evaluate, "write_lines", full)
+    lost = cli(*argv, "out")
+    assert (lost.code, "LF-DISK-001" in lost.err) == (7, True)
+    assert "loss" in lost.out
 
 
 def test_answers_are_written_with_their_scores(cli, trained, tmp_path):

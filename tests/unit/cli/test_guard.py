@@ -108,6 +108,16 @@ def test_an_interruption_that_a_library_hides_is_one_all_the_same(cli, monkeypat
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_what_is_not_for_this_user_is_7_and_no_defect(failing, tmp_path):
+    ended = failing(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "model.safetensors"))
+    assert ended.code == ExitCode.DISK
+    assert ended.err == (
+        "error: model.safetensors: not for this user: Permission denied; change its owner or its mode, or be the user "
+        "who made it [LF-DISK-031]\n"
+    )
+    assert not (tmp_path / ".state").exists()
+
+
 def test_a_full_disk_is_7_and_no_defect(failing, tmp_path):
     ended = failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.txt"))
     assert ended.code == ExitCode.DISK

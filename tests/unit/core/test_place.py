@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,6 +61,52 @@ def test_what_a_living_run_is_about_to_replace_is_not_taken_away_by_another(tmp_
         with pytest.raises(RunDirectoryError, match="LF-RUN-003"):
             stack.enter_context(NewPlace(folder, "other", overwrite=True))
     assert owner(folder) == "old", "the new one failed before it began"
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "link").symlink_to("elsewhere/run")
+    for number, keep in ((1, True), (2, True), (3, False)):
+        with NewPlace(tmp_path / "link", f"run-{number}", overwrite=True) as place:
+            write_run(tmp_path / "link", f"run-{number}")
+            place.keep = keep
+        assert (tmp_path / "link").is_symlink()
+        assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["run"]
+    assert owner(tmp_path / "elsewhere" / "run") == "run-2"
+
+
+def test_a_run_that_goes_on_to_its_end_has_replaced_what_it_was_to_replace(tmp_path):
+    write_run(tmp_path / "run", "new")
+    write_run(tmp_path / ".run.before", "old")
+    (tmp_path / "link").symlink_to("run")
+    with pytest.raises(KeyboardInterrupt), OldPlace(tmp_path / "link", "new"):
+        raise KeyboardInterrupt
+    assert owner(tmp_path / ".run.before") == "old"
+    with OldPlace(tmp_path / "link", "new"):
+        pass
+    assert not (tmp_path / ".run.before").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_a_lock_that_the_disk_does_not_take_hides_nothing(tmp_path):
+    import resource
+
+    write_run(tmp_path / "run", "new")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(ZeroDivisionError), OldPlace(tmp_path / "run", "new"):
+            raise ZeroDivisionError  # whatever it is
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_folder_that_cannot_be_made_is_said_with_what_is_in_its_way(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DiskError, match=r"file is a file; choose another with --output FOLDER \[LF-DISK-001\]"):
+        NewPlace(tmp_path / "file" / "run", "new", overwrite=False).__enter__()
+    with pytest.raises(DiskError, match="choose another with --output FOLDER"):
+        NewPlace(tmp_path / "loop", "new", overwrite=False).__enter__()
 
 
 def test_a_run_that_was_killed_before_it_replaced_another_has_not_replaced_it(tmp_path):

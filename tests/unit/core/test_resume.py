@@ -143,6 +143,81 @@ def test_the_contract_is_kept(registry, project, interrupted):
         run(registry, found.strategy, find_run("output"))
 
 
+@pytest.mark.parametrize("damage", ["", '{"training.seed": 42', None])
+def test_without_the_record_of_its_settings_a_run_goes_on_only_if_told_to(registry, interrupted, damage):
+    record = interrupted / OWN / "config.json"
+    whole = json.loads(record.read_text())
+    record.unlink() if damage is None else record.write_text(damage)
+    found = find_run("output")
+    with pytest.raises(RunDirectoryError, match=r"config.json: .* cannot be told; add --allow-changes.*LF-RUN-115"):
+        run(registry, found.strategy, found)
+    told = find_run("output", allow_changes=True)
+    run(registry, told.strategy, told)
+    assert settings_of(interrupted) == whole
+
+
+@pytest.mark.parametrize("damage", ["", "{", None])
+def test_a_run_whose_manifest_is_lost_is_still_a_run(registry, project, interrupted, damage):
+    manifest = interrupted / OWN / "manifest.json"
+    manifest.unlink() if damage is None else manifest.write_text(damage)
+    with pytest.raises(RunDirectoryError, match="LF-RUN-011"):
+        find_run("output")  # nothing was trained
+    (interrupted / "checkpoint-1").mkdir()
+    (interrupted / "checkpoint-1" / "llamafarm_checkpoint.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match=r"llamafarm train --resume output.*LF-RUN-116"):
+        run(registry, project, sets=("overwrite_output_dir=true",))
+    found = find_run("output")
+    loaded = load(Request(found.strategy), registry)
+    assert "versions of its plugins" in str(checked(found, loaded, registry).point.changes)
+    assert asked_for(load(Request(project, sets=("training.resume_from_checkpoint=true",)), registry)) is not None
+    run(registry, found.strategy, found)
+    assert manifest_of(interrupted)["status"] == "completed"
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_damaged_line_of_events_costs_no_more_than_that(registry, interrupted, at):
+    path, found = interrupted / OWN / "events.jsonl", find_run("output")
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 2))] ^= 0x80
+    path.write_bytes(content)
+    run(registry, found.strategy, found)
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event["type"] for event in events if event["type"] in ("resumed", "result")] == ["resumed", "result"]
+    assert len([event for event in events if event["type"] == "log"]) >= 1
+
+
+def test_a_run_whose_strategy_is_lost_goes_on_with_the_one_it_was_made_from(registry, project, interrupted):
+    (interrupted / OWN / "resolved.yaml").unlink()
+    found = find_run("output")
+    with pytest.raises(RunDirectoryError, match=r"resolved.yaml: .* is lost; give it by --strategy.*LF-RUN-117"):
+        found.strategy  # noqa: B018  # that is what raises
+    run(registry, project, found)
+    assert manifest_of(interrupted)["status"] == "completed"
+
+
+def test_a_run_of_another_user_is_said_to_be_one(registry, project, interrupted, monkeypatch):
+    (interrupted / OWN).chmod(0)
+    if os.geteuid() == 0:  # who may do everything
+        monkeypatch.setattr("llamafarm.core.record.os.access", lambda *_: False)
+        monkeypatch.setattr("llamafarm.core.output.manifest_of", lambda _: None)
+    try:
+        for attempt in (lambda: find_run("output"), lambda: run(registry, project)):
+            with pytest.raises(DiskError, match=r"output/llamafarm: .* not for this user.*LF-DISK-031"):
+                attempt()
+    finally:
+        (interrupted / OWN).chmod(0o700)
+
+
+def test_a_disk_that_is_full_when_a_run_begins_is_said_with_its_place(registry, project, tmp_path, monkeypatch):
+    def refused(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_module, "write_atomically", refused)
+    with pytest.raises(DiskError, match=r"output: cannot write .*No space left.*free space.*LF-DISK-022"):
+        run(registry, project)
+    assert not (tmp_path / "output").exists()
+
+
 def test_a_fine_tuner_that_cannot_resume_says_so(project, interrupted):
     registry = make_registry(Lora, Pytorch, Cpu, Hash)
     with pytest.raises(StrategyError, match=r"'pytorch' cannot resume.*LF-TRAIN-055"):

@@ -10,6 +10,7 @@ import pytest
 
 from llamafarm.api import BaseModelConfig
 from llamafarm.errors import ModelError
+from llamafarm.evaluation.models import models_to_measure
 from llamafarm.models._load import load_for_generation, load_model, load_tokenizer
 from llamafarm.models.checkpoint import CHECKPOINT_FILE, write_manifest
 from llamafarm.models.identity import base_digest, require_identity
@@ -54,6 +55,13 @@ def test_another_base_is_refused(adapter):
     assert str(adapter.parent / "base") in problem.message
     (adapter / CHECKPOINT_FILE).unlink()
     load_for_generation(str(adapter))  # the documented way on
+
+
+def test_another_base_is_refused_before_anything_is_measured(adapter):
+    assert models_to_measure(str(adapter), "auto", every=False) == [str(adapter.parent / "base"), str(adapter)]
+    flip(adapter.parent / "base" / "model.safetensors")
+    with pytest.raises(ModelError, match="LF-MODEL-190"):
+        models_to_measure(str(adapter), "auto", every=False)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"])

@@ -62,6 +62,11 @@ def skipped(head: nn.Module) -> Iterator[list[torch.Tensor]]:
             head.forward = shadowed
 
 
+def precise(device: torch.device) -> torch.dtype:
+    """What many tokens or rows are added up in: where it is float64, how they were divided does not show."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def head_loss(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the next token.
 
@@ -71,8 +76,8 @@ def head_loss(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) -> t
         targets: (tokens,).
 
     Returns:
-        The sum of the negative log-likelihoods (float32, a scalar), and, where no gradient is asked for, the number of
-        targets that are the model's first choice (else -1: nobody counts while training).
+        The sum of the negative log-likelihoods (a scalar, see `precise`), and, where no gradient is asked for, the
+        number of targets that are the model's first choice (else -1: nobody counts while training).
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -122,7 +127,7 @@ def _loss_and_gradients(
     ]
     states, matrix = hidden.to(dtype), weight.to(dtype)
     shift = None if bias is None else bias.to(dtype)
-    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    loss = torch.zeros((), dtype=precise(hidden.device), device=hidden.device)
     right = torch.full((), -1 if any(learns) else 0, dtype=torch.long, device=hidden.device)
     compiled = kernels(states, matrix) if any(learns) else None
     for start, size in _chunks(len(targets), weight.shape[0], dtype, hidden.device, compiled):
@@ -167,14 +172,20 @@ def _chunks(
 
 
 def _loss_in_place(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """The sum of -log p, None if digits were lost; and p, which takes the place of the logits."""
+    """The sum of -log p (see `precise`), None if digits were lost; and p, which takes the place of the logits."""
     if logits.device.type != "cpu":
         total = _exact(logits, wanted)
         return total, torch.softmax(logits, 1, out=logits)
     probabilities = torch.softmax(logits, 1, out=logits)
     chosen = probabilities.gather(1, wanted)
-    return None if bool((chosen < _TINY).any()) else -chosen.log().sum(), probabilities
+    return None if bool((chosen < _TINY).any()) else -chosen.log().sum(dtype=torch.float64), probabilities
+
+
+def exact_sum(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The sum of -log p of the wanted columns of (rows, columns), each in float32, all of them as `precise` says."""
+    losses = functional.cross_entropy(logits.float(), wanted, reduction="none")
+    return losses.sum(dtype=precise(losses.device))
 
 
 def _exact(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits.float(), wanted.squeeze(1), reduction="sum")
+    return exact_sum(logits, wanted.squeeze(1))

@@ -67,10 +67,13 @@ class Offence(Exception):  # noqa: N818  # no error yet: it may be recovered fro
         self.step, self.id, self.kind, self.what, self.action = step, id_, kind, what, action
         self.figures = figures
 
-    def error(self, more: str = "") -> NumericError:
-        """What the user is told if the run ends here."""
-        message = f"step {self.step}: {self.what}; stopped before the weights changed{more}"
-        return NumericError([Problem(self.id, message, hint=advice(self.kind))])
+    def error(self, more: str = "", damaged: str | None = None) -> NumericError:
+        """What the user is told if the run ends here; `damaged`: a weight of the base model that is the cause."""
+        message, hint = f"step {self.step}: {self.what}; stopped before the weights changed{more}", advice(self.kind)
+        if damaged is not None:
+            message += f"; {damaged} of the base model itself is not finite"
+            hint = "fetch the base model again, or take another"
+        return NumericError([Problem(self.id, message, hint=hint)])
 
 
 class Guard:
