@@ -97,7 +97,7 @@ def test_the_adapter_loads_with_peft_alone_and_gives_the_same_logits(fit, archit
     torch.testing.assert_close(ours(IDS).logits, seen["logits"], rtol=near, atol=near)
     for checkpoint in ("checkpoint-best",):
         again, _ = load_for_generation(str(done.folder / checkpoint))
-        assert torch.equal(again(IDS).logits, seen["logits"])
+        torch.testing.assert_close(again(IDS).logits, seen["logits"], rtol=near, atol=near)
     chat = [{"role": "user", "content": "Turn the light in the kitchen on."}]
     assert generate(ours, tokenizer, [chat], Sampling(5)) == generate(loaded, tokenizer, [chat], Sampling(5))
 
