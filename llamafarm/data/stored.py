@@ -65,8 +65,10 @@ class Records:
             if self._file is None:
                 self._file = _nameless()
                 finalize(self, self._file.close)
-            os.pwrite(self._file.fileno(), self._tail, self._written)
+            whole = os.pwrite(self._file.fileno(), self._tail, self._written) == len(self._tail)
         except OSError:
+            whole = False
+        if not whole:  # a disk that is nearly full takes a part
             self._limit = sys.maxsize
             return
         self._written += len(self._tail)

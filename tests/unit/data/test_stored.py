@@ -134,9 +134,16 @@ def test_the_file_has_no_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_disk_that_refuses_keeps_them_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> int:
-        raise OSError(28, os.strerror(28))
+@pytest.mark.parametrize("part", [None, 0, 5])
+def test_a_disk_that_refuses_keeps_them_in_memory(monkeypatch: pytest.MonkeyPatch, part: int | None) -> None:
+    right = os.pwrite
+
+    def refuse(file: int, given: bytearray, at: int) -> int:
+        if at < 200:
+            return right(file, given, at)
+        if part is None:
+            raise OSError(28, os.strerror(28))
+        return right(file, given[:part], at)
 
     monkeypatch.setattr(stored.os, "pwrite", refuse)
     records = Records(limit=1)
