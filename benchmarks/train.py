@@ -39,7 +39,17 @@ sys.path.insert(0, str(SCRIPTS))
 from inputs import SIZES, needed_flops, write_inputs  # noqa: E402  # a script's neighbour
 from table import OURS, Figures, goals, table  # noqa: E402  # as well
 
-ABLATION = ("plain", "products", "head", "documents", "documents+head", "uncompiled", "uncompiled_bf16", *OURS)
+ABLATION = (
+    "plain",
+    "products",
+    "head",
+    "documents",
+    "documents+head",
+    "adapters",
+    "uncompiled",
+    "uncompiled_bf16",
+    *OURS,
+)
 TRAINER = ("trainer", "trainer_grouped", "trainer_bf16")
 TRL = ("trl", "trl_fp32", "trl_packed_fp32", "trl_packed_bf16")
 TORCHTUNE = ("torchtune", "torchtune_fp32", "torchtune_packed_fp32", "torchtune_packed_bf16")

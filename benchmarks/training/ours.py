@@ -36,6 +36,7 @@ WAYS = {
     "head": ("head",),
     "products": ("products",),
     "documents+head": ("documents", "head"),
+    "adapters": ("adapters", "compiled"),
     "generic": ("documents", "head", "products", "adapters", "compiled"),
     "fused": ("documents", "head", "products", "layers", "adapters", "compiled"),
     "uncompiled": ("documents", "head", "products", "layers", "adapters"),
