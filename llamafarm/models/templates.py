@@ -24,6 +24,7 @@ from llamafarm.errors import SecurityError
 CPU_SECONDS = 10
 """What rendering one conversation may take. Real templates take milliseconds."""
 
+_AGAIN = 0.5
 _LONGEST_SOURCE = 1_000_000
 _OUTPUT_BASE, _OUTPUT_FACTOR = 1_000_000, 16
 _TRIAL = Path(__file__).with_name("_template_trial.py")
@@ -85,7 +86,8 @@ def _timed(seconds: float) -> Iterator[None]:
         raise TooCostly(f"takes more than {seconds:g} seconds")
 
     signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    # again, where Python was in a callback that lets no error out
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN)
     try:
         yield
     finally:

@@ -89,15 +89,13 @@ def test_the_adapter_loads_with_peft_alone_and_gives_the_same_logits(fit, archit
     base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
     assert not torch.equal(base(IDS).logits, seen["logits"])
     loaded = peft.PeftModel.from_pretrained(base, done.folder)
-    # a layer and its adapter as one step add up in another order than PEFT; fused decoder layers take documents alone
-    near = 0.0 if architecture == "llama" else 1e-5
-    torch.testing.assert_close(loaded(IDS).logits, seen["logits"], rtol=near, atol=near)
+    assert torch.equal(loaded(IDS).logits, seen["logits"])
     assert AutoTokenizer.from_pretrained(done.folder).chat_template
     ours, tokenizer = load_for_generation(str(done.folder))
-    torch.testing.assert_close(ours(IDS).logits, seen["logits"], rtol=near, atol=near)
+    assert torch.equal(ours(IDS).logits, seen["logits"])
     for checkpoint in ("checkpoint-best",):
         again, _ = load_for_generation(str(done.folder / checkpoint))
-        torch.testing.assert_close(again(IDS).logits, seen["logits"], rtol=near, atol=near)
+        assert torch.equal(again(IDS).logits, seen["logits"])
     chat = [{"role": "user", "content": "Turn the light in the kitchen on."}]
     assert generate(ours, tokenizer, [chat], Sampling(5)) == generate(loaded, tokenizer, [chat], Sampling(5))
 

@@ -103,6 +103,15 @@ def test_adapters_that_are_switched_off_or_merged_are(tiny_model_dir, architectu
     assert on != pytest.approx(base, rel=1e-3)
 
 
+def test_in_evaluation_peft_computes(tiny_model_dir):
+    model, ids = with_lora(load(tiny_model_dir("gpt_neox"))).eval(), torch.tensor([[5, 6, 7, 8, 9]])
+    before = model(ids).logits
+    with fast_paths(model, ROWS, CPU, RecordingRun(None), Wanted(products=False)) as paths:
+        assert not paths.documents or torch.equal(model(ids).logits, before)
+        assert not torch.equal(model.train()(ids).logits, before), "they are not there"
+        assert torch.equal(model.eval()(ids).logits, before)
+
+
 def test_everything_is_put_back(tiny_model_dir):
     model = with_lora(load(tiny_model_dir("gpt_neox"))).train()
     weights = {name: parameter.clone() for name, parameter in model.named_parameters()}

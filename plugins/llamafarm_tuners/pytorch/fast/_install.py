@@ -254,6 +254,8 @@ def _adapters(
         if fast and (_unlike(model, device, probe, mask) if apart else probe.change(model, device)) is not None:
             return []
         stack.enter_context(trial.pop_all())
+    for one in fast:
+        one.tried = False
     return fast
 
 
