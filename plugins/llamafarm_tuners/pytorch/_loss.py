@@ -43,4 +43,6 @@ def _at_targets(model: nn.Module, batch: Batch, *, selective: bool) -> tuple[tor
     logits = output.logits if selective else output.logits[:, from_the_end]
     targets = batch.targets[:, batch.kept]
     learned = targets != IGNORED
+    if bool(learned.all()):  # as in one row of documents: there is nothing to choose
+        return logits.flatten(0, 1), targets.flatten()
     return logits[learned], targets[learned]

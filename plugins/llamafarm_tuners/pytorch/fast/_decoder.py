@@ -24,6 +24,7 @@ from llamafarm_tuners.pytorch.fast._layers import (
     ACTIVATIONS,
     AddedGroup,
     AddedNorm,
+    Chosen,
     GatedGroup,
     Heads,
     Norm,
@@ -126,13 +127,13 @@ class FastLayer:
         heads = NormedGroup.apply(x, self.input, qkv, *qkv.parameters())
         attended = self._attended(heads, cos, sin, lengths)
         if kept is not None:
-            attended, x = attended[kept], x[kept]
+            attended, x = Chosen.apply(attended, kept), Chosen.apply(x, kept)
         y = AddedGroup.apply(attended, self._added(x), output, *output.parameters())
         x = self._joined(y, x, 0)
         both = NormedGroup.apply(x, self.before, gate_up, *gate_up.parameters())
         y = GatedGroup.apply(both, self._added(x), down, self.activation, *down.parameters())
         y = self._joined(y, x, 1)
-        return y if kept is None else y.new_zeros(tokens, y.shape[1]).index_copy(0, kept, y)
+        return y if kept is None else y.new_zeros(tokens, y.shape[1]).index_copy_(0, kept, y)
 
     def _attended(
         self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]

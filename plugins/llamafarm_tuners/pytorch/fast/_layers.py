@@ -254,6 +254,21 @@ class AddedNorm(torch.autograd.Function):  # type: ignore[misc]  # torch does no
         return ctx.norm.backward(x, factor, gradient).to(x.dtype), gradient, None
 
 
+class Chosen(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
+    """Some rows, none of them twice: PyTorch adds their gradients up one by one, as if one could be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.tokens = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Gradients:
+        (rows,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.tokens, gradient.shape[1]).index_copy_(0, rows, gradient), None
+
+
 class Attention(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
     """q, k, v side by side → rotary positions → causal attention within each document."""
 
