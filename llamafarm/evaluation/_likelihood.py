@@ -12,7 +12,7 @@ from torch.nn import functional
 from llamafarm.data.fit import IGNORED, TokenizedRow
 from llamafarm.data.stored import lengths_of
 from llamafarm.models.inner import can_select_logits
-from llamafarm.models.positions import require_positions
+from llamafarm.models.positions import require_positions, virtual_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def likelihoods(model: Any, rows: Sequence[TokenizedRow], *, batch_size: int) ->
         ModelError: If a row has more tokens than the model has positions.
     """
     longest = max(lengths_of(rows), default=0)
-    before = int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0) or 0)
+    before = virtual_tokens(model)
     require_positions(model, longest + before, "the longest row", "set training.max_seq_length: {}")
     order = sorted(range(len(rows)), key=lengths_of(rows).__getitem__)
     found: list[Likelihood] = [Likelihood(0.0, 0, 0)] * len(rows)

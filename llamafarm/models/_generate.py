@@ -16,7 +16,7 @@ from llamafarm.models._finite import Finite
 from llamafarm.models._turns import end_of_turn
 from llamafarm.models.first_token import begun, first_token
 from llamafarm.models.literal import literals_of
-from llamafarm.models.positions import positions_of, require_positions
+from llamafarm.models.positions import positions_of, require_positions, virtual_tokens
 from llamafarm.models.templates import TooCostly, check_output, limited, too_costly
 
 Chat = Sequence[dict[str, str]]
@@ -73,7 +73,7 @@ def generate(
     assert stream is None or len(prompts) == 1, "only one prompt can be streamed"
     encoded = [begun(_encode(prompt, tokenizer), first_token(model)) for prompt in prompts]
     positions = positions_of(model)
-    before = int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0) or 0)
+    before = virtual_tokens(model)
     if positions.table:
         longest = max(map(len, encoded)) + before + 1  # one is for the answer
         require_positions(model, longest, "the prompt with the first token of its answer", "give a shorter one")

@@ -47,6 +47,11 @@ def positions_of(model: Any) -> Positions:
     return Positions(longest, table=_holds(longest, learned) or _holds(longest, kept))
 
 
+def virtual_tokens(model: Any) -> int:
+    """How many vectors a learned prompt puts before each row."""
+    return int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0) or 0)
+
+
 def require_positions(model: Any, longest: int, what: str, hint: str) -> str:
     """Refuse rows that the model cannot compute; say what is to be said of those that it was not made for.
 

@@ -215,8 +215,7 @@ def _layers(
 ) -> tuple[list[FastLayer], str]:
     """Replace the forward of decoder layers that have a faster one; return these, and why some have not."""
     found = [module for module in transformers_model(model).modules() if type(module).__name__.endswith("DecoderLayer")]
-    exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
-    if exact and torch.is_autocast_enabled(device.type):
+    if _mixed_on_float32(model, device):
         return [], "mixed precision on a base in float32"
     reasons = {id(layer): refusal(layer) for layer in found}
     with ExitStack() as trial:
@@ -242,8 +241,7 @@ def _adapters(
 
     `rows`: whether documents stand in one row, and what the model is given in place of a mask then.
     """
-    exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
-    if exact and torch.is_autocast_enabled(device.type):
+    if _mixed_on_float32(model, device):
         return []
     inside = {id(module) for layer in fused for module in layer.layer.modules()}
     with ExitStack() as trial:
@@ -257,6 +255,12 @@ def _adapters(
     for one in fast:
         one.tried = False
     return fast
+
+
+def _mixed_on_float32(model: nn.Module, device: torch.device) -> bool:
+    """Whether products are in another format than a frozen base in float32."""
+    exact = any(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in model.parameters())
+    return exact and torch.is_autocast_enabled(device.type)
 
 
 def _frozen_matrices(fused: Sequence[FastLayer | FastAdapted], head: nn.Module | None) -> list[torch.Tensor]:

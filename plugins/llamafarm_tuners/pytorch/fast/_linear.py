@@ -116,11 +116,12 @@ def ordered_copies(matrices: Sequence[torch.Tensor]) -> Iterator[int]:
         How many bytes the copies take: two of each matrix, one for either direction, but in float32 only one, for the
         way back, of those that stay in memory themselves (the other gains least there); or none at all.
     """
-    mine = [matrix.detach() for matrix in matrices if matrix.dtype in (torch.float32, torch.bfloat16)]
+    formats = (torch.float32, torch.bfloat16) if onednn_pays() else ()
+    mine = [matrix.detach() for matrix in matrices if matrix.dtype in formats]
     both = [inside or one.dtype != torch.float32 for one, inside in zip(mine, in_file(mine), strict=True)]
     ways = [matrix.t() for matrix in mine] + [matrix for matrix, forward in zip(mine, both, strict=True) if forward]
     needed = sum(way.nbytes for way in ways)
-    if not onednn_pays() or needed > room_for_copies(_available()):
+    if not mine or needed > room_for_copies(_available()):
         yield 0
         return
     added = {_place(way): _in_order(way) for way in ways}

@@ -18,7 +18,7 @@ _PAGE_OUT = 21
 
 def in_file(tensors: Sequence[torch.Tensor]) -> list[bool]:
     """Which of them show the bytes of a mapped file, so that they can be let go."""
-    if not lets_go() or not _MAPS.is_file():
+    if not tensors or not lets_go() or not _MAPS.is_file():
         return [False] * len(tensors)
     lines = (line.split(maxsplit=5) for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines())
     places = [line[0].split("-") for line in lines if len(line) == 6 and line[5].startswith("/")]
