@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from llamafarm_tuners.pytorch.fast._drop import add_left, left
 from llamafarm_tuners.pytorch.fast._frozen import times
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 from llamafarm_tuners.pytorch.fast._low import across, add_up, down
@@ -47,11 +48,10 @@ class Dora(Lora):
         if low is not None:
             return [*super().forward(x, y, weight, low), None]
         a, b, magnitudes = self.parameters
-        mask, rest = self._mask(x)
-        left = x * mask
-        z = times(left, weight).mul_(rest)
+        mask = self._mask(x)
+        z = times(left(x, mask), weight).div_(1 - self.dropout)
         y -= z
-        low = down(left, a, exact=True)
+        low = down(x, a, mask=mask, exact=True)
         add_up(z, low, b.t(), self._scale(mask))
         y += z * (magnitudes / self._length(weight))
         return [low, mask, z]
@@ -76,8 +76,8 @@ class Dora(Lora):
         if of_x is not None:
             of_left = times(scaled.sub_(gradient), weight.t()).div_(1 - self.dropout)
             add_up(of_left, up, a)
-            of_x += of_left.mul_(mask)
-        return [across(up, x * mask, a), of_b, of_magnitudes.to(magnitudes.dtype)]
+            add_left(of_x, of_left, mask)
+        return [across(up, x, a, mask=mask), of_b, of_magnitudes.to(magnitudes.dtype)]
 
     def beyond(self, along: torch.Tensor | None) -> list[torch.Tensor]:
         """That of the magnitudes."""

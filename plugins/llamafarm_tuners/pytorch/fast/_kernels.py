@@ -37,12 +37,18 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "up": [_pointer],
     "across": [_pointer],
     "has_pairs": [],
+    "draw": [_pointer, _long, ctypes.c_double, _pointer],
+    "pack": [_pointer, _long, _pointer],
+    "kept": [_pointer, _pointer, _int, _long, _long, _pointer, _int, _int],
 }
 _COUNTS = ("head", "has_pairs")
 """Functions that return a number."""
 
 _LANES = 16
 """Numbers in the widest vector."""
+
+GENERATOR_BYTES = 5056
+"""Of the state of PyTorch's generator on a CPU, whose beginning is `Generator` in drop.c."""
 
 
 class _Place(ctypes.Structure):
@@ -67,7 +73,7 @@ class _Narrow(ctypes.Structure):
     """`Narrow` in lowrank.c."""
 
     _fields_ = (
-        *((name, _pointer) for name in ("x", "y", "matrix", "out", "packed")),
+        *((name, _pointer) for name in ("x", "y", "matrix", "out", "packed", "mask")),
         *((name, ctypes.c_int64) for name in ("rows", "rank", "wide", "x_row", "y_row", "m_row", "m_column")),
         ("scale", _float),
         *((name, ctypes.c_int32) for name in ("half", "rest", "threads")),
@@ -103,6 +109,7 @@ class Shape:
 
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Mask = torch.Tensor | None
 
 
 class Kernels:
@@ -169,42 +176,62 @@ class Kernels:
         self._functions["gated_back"](*given, out.data_ptr(), self.threads())
         return out
 
-    def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, *, rest: bool) -> torch.Tensor:
-        """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding M loses."""
+    def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask, *, rest: bool) -> torch.Tensor:
+        """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding M loses.
+
+        Here and below rows of (rows, wide) count, or grow, where a mask in bits keeps them.
+        """
         y, each = x.new_empty((len(x), len(matrix))), 2 if rest else 1
         blocks = -(-len(matrix) // _LANES)
-        self._narrow("down", x, y, (matrix, None), scale, each * blocks * _LANES * matrix.shape[1], rest=rest)
+        self._narrow("down", (x, y, mask), (matrix, None), scale, each * blocks * _LANES * matrix.shape[1], rest=rest)
         return y
 
-    def up(self, y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float) -> None:
+    def up(self, y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask) -> None:
         """`y += scale * x M`, for x of (rows, rank) and M of (rank, wide) in float32."""
-        self._narrow("up", x, y, (matrix, None), scale, matrix.numel())
+        self._narrow("up", (x, y, mask), (matrix, None), scale, matrix.numel())
 
-    def across(self, x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+    def across(self, x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor, mask: Mask) -> None:
         """`scale * x' y`, (rank, wide), for x of (rows, rank), goes into `out`, which is float32."""
-        self._narrow("across", x, y, (None, out), scale, (len(x) + 1) * x.shape[1])
+        self._narrow("across", (x, y, mask), (None, out), scale, (len(x) + 1) * x.shape[1])
 
     def _narrow(
         self,
         name: str,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        rows: tuple[torch.Tensor, torch.Tensor, Mask],
         narrow: tuple[torch.Tensor | None, torch.Tensor | None],
         scale: float,
         units: int,
         *,
         rest: bool = False,
     ) -> None:
-        matrix, out = narrow
+        (x, y, mask), (matrix, out) = rows, narrow
         shape = matrix if matrix is not None else out
         assert shape is not None
         packed = torch.empty(units, dtype=torch.int32)
         call = _Narrow(x=x.data_ptr(), y=y.data_ptr(), packed=packed.data_ptr(), rows=len(x), scale=scale)
-        call.matrix, call.out = (None if one is None else one.data_ptr() for one in narrow)
+        call.matrix, call.out, call.mask = (None if one is None else one.data_ptr() for one in (*narrow, mask))
         (call.rank, call.wide), (call.m_row, call.m_column) = shape.shape, shape.stride()
         call.x_row, call.y_row, call.half, call.rest = x.stride(0), y.stride(0), _half(x), int(rest)
         call.threads = self.threads()
         self._functions[name](ctypes.byref(call))
+
+    def draw(self, generator: torch.Generator, rows: int, columns: int, share: float) -> torch.Tensor:
+        """A mask in bits, (rows, columns / 8), of which a share is set, by the Mersenne twister of a generator."""
+        state, mask = generator.get_state(), torch.empty((rows, columns // 8), dtype=torch.uint8)
+        self._functions["draw"](state.data_ptr(), rows * columns, share, mask.data_ptr())
+        generator.set_state(state)
+        return mask
+
+    def pack(self, mask: torch.Tensor) -> torch.Tensor:
+        """A mask in bits from one in bytes."""
+        bits = torch.empty((len(mask), mask.shape[1] // 8), dtype=torch.uint8)
+        self._functions["pack"](mask.data_ptr(), mask.numel(), bits.data_ptr())
+        return bits
+
+    def kept(self, x: torch.Tensor, mask: torch.Tensor, y: torch.Tensor, *, add: bool) -> None:
+        """What a mask in bits keeps of x goes into y, or is added to it."""
+        given = x.data_ptr(), mask.data_ptr(), _half(x), *x.shape, y.data_ptr(), int(add)
+        self._functions["kept"](*given, self.threads())
 
     def attend(self, parts: Tensors, shape: Shape, out: torch.Tensor) -> torch.Tensor:
         """Causal attention within documents.

@@ -1,6 +1,7 @@
 """LoRA's part of a linear layer, and its backward pass.
 
-For x of (tokens, in) and an adapter (A, B) with scale s and dropout mask m (0, or 1 / (1 - share)) the layer gains
+For x of (tokens, in) and an adapter (A, B) with dropout mask m (0 or 1) and scale s, what is left scaled up with it
+(s / (1 - share)), the layer gains
     y = s ((x∘m) A') B'
 and for the gradient g of y, with u = s g B:
     dB = s g' ((x∘m) A'),   dA = u' (x∘m),   dx = (u A)∘m
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from llamafarm_tuners.pytorch.fast._drop import drawn
 from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 
 Kept = list[torch.Tensor | None]
@@ -71,8 +73,8 @@ class Lora:
         a, b = self.parameters[:2]
         mask = None
         if low is None:
-            mask, _ = self._mask(x)
-            low = down(x * mask, a, exact=True)
+            mask = self._mask(x)
+            low = down(x, a, mask=mask, exact=True)
         add_up(y, low, b.t(), self._scale(mask))
         return [low, mask]
 
@@ -99,20 +101,16 @@ class Lora:
         assert mask is not None
         up, of_b = self.low_backward(kept, gradient)
         if of_x is not None:
-            of_kept = torch.zeros_like(of_x)
-            add_up(of_kept, up, a)
-            of_x += of_kept.mul_(mask)
-        return [across(up, x * mask, a), of_b]
+            add_up(of_x, up, a, mask=mask)
+        return [across(up, x, a, mask=mask), of_b]
 
     def beyond(self, along: torch.Tensor | None) -> list[torch.Tensor]:
         """The gradients of `parameters` beyond A and B, where nothing was dropped."""
         return []
 
-    def _mask(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """What is kept of x where something is dropped, and by what the rest is multiplied."""
-        share = self.dropout
-        # drawn as torch's dropout draws on a CPU, so that the same seed drops the same; what is left is scaled up
-        return torch.empty(x.shape, dtype=self.parameters[0].dtype).bernoulli_(1 - share).bool(), 1 / (1 - share)
+    def _mask(self, x: torch.Tensor) -> torch.Tensor:
+        """What is kept of x where something is dropped."""
+        return drawn(x, self.dropout, self.parameters[0].dtype)
 
     def _scale(self, mask: torch.Tensor | None) -> float:
         return self.scale / (1 - (self.dropout if mask is not None else 0.0))

@@ -6,17 +6,21 @@
 
 #define PART 64 /* rows that are one part of the work; a multiple of ROWS */
 #define WIDE 256 /* columns that are one part of `across` */
+#define MOST 64 /* ranks, see _low.py */
+#define SPAN 512 /* units of a row of which dropped ones are left out at a time: eight rows fit into the first cache */
 #define DEEP 64 /* units of rows that are packed at a time: with 2 vectors each, they fit into the first cache */
 
 typedef uint32_t bits_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-/* `Narrow` in _kernels.py. The narrow matrix, or in `across` what takes its place: (rank, wide). */
+/* `Narrow` in _kernels.py. The narrow matrix, or in `across` what takes its place: (rank, wide). The mask is one of wide
+   rows, see drop.c; NULL: nothing is dropped. */
 typedef struct {
   const void *x;
   void *y;
   const float *matrix;
   float *out;
   uint32_t *packed;
+  const uint8_t *mask;
   int64_t rows, rank, wide, x_row, y_row, m_row, m_column;
   float scale;
   int32_t half, rest, threads;
@@ -33,6 +37,9 @@ static inline uint32_t one_to_half(float x) {
   return x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
+/* Units of 32 bits, of one float or of two neighbours in bfloat16, of which dropped ones become 0. */
+INLINE bits kept_float(bits x, const uint8_t *mask, size at) { return (bits)kept((vec)x, mask, at); }
+
 #define FORMAT float
 #define UNIT 1
 #define TARGET
@@ -46,6 +53,11 @@ INLINE void keep_float(void *to, size at, vec x) { store(to, at, 0, x); }
 
 #if defined(__AVX512F__)
 #define PAIRS __builtin_cpu_supports("avx512bf16")
+INLINE bits kept_half(bits x, const uint8_t *mask, size at) {
+  uint32_t word;
+  memcpy(&word, mask + at / 8, 4);
+  return (bits)_mm512_maskz_mov_epi16((__mmask32)word, (__m512i)x);
+}
 #define FORMAT half
 #define UNIT 2
 #define TARGET __attribute__((target("avx512bf16")))

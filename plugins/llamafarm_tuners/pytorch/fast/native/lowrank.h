@@ -25,7 +25,7 @@ TARGET INLINE bits NAMED(each)(const uint32_t *unit) {
   return one - (bits){0};
 }
 
-/* down: out = scale * x M', M of (rank, wide). Each row of out has two vectors of sums for a block of LANES rows of M: one
+/* down: out = scale * x M' of what is kept of x, M of (rank, wide). Each row of out has two vectors of sums for a block of LANES rows of M: one
    for M rounded and one for what rounding left of it, or, where that does not count, one for every other unit. */
 
 TARGET static void NAMED(pack_down)(const Narrow *of) {
@@ -49,30 +49,59 @@ TARGET static void NAMED(pack_down)(const Narrow *of) {
     }
 }
 
-TARGET INLINE void NAMED(down_rows)(const Narrow *of, size row, const int rows, const int rest) {
-  size units = of->wide / UNIT, turns = rest ? units : units / 2;
-  const uint32_t *m = of->packed;
-  for (size block = 0; block < of->rank; block += LANES) {
-    vec sums[ROWS], others[ROWS];
-    const uint32_t *x[ROWS];
+/* `units` of rows of x from unit `from` on; `sums` has what came before, two for each block and row. */
+TARGET INLINE void NAMED(down_span)(const Narrow *of, const uint32_t *const *x, const int rows, const int rest, size from,
+                                    size units, vec (*sums)[2][ROWS]) {
+  size turns = rest ? units : units / 2, each = rest ? 2 * LANES : LANES;
+  for (size block = 0; block * LANES < of->rank; block++) {
+    const uint32_t *m = of->packed + (block * (of->wide / UNIT) + from) * each;
+    vec ones[ROWS], others[ROWS];
 #pragma GCC unroll 8
     for (int t = 0; t < rows; t++) {
-      sums[t] = others[t] = all(0);
-      x[t] = NAMED(units)(of->x, (row + t) * of->x_row);
+      ones[t] = from ? sums[block][0][t] : all(0);
+      others[t] = from ? sums[block][1][t] : all(0);
     }
     for (size turn = 0; turn < turns; turn++, m += 2 * LANES) {
       bits one = *(const bits_at *)m, other = *(const bits_at *)(m + LANES);
 #pragma GCC unroll 8
       for (int t = 0; t < rows; t++) {
         bits given = NAMED(each)(x[t] + (rest ? turn : 2 * turn));
-        sums[t] = MADD(sums[t], given, one);
+        ones[t] = MADD(ones[t], given, one);
         others[t] = MADD(others[t], rest ? given : NAMED(each)(x[t] + 2 * turn + 1), other);
       }
     }
 #pragma GCC unroll 8
-    for (int t = 0; t < rows; t++)
-      put(of->y, (row + t) * of->y_row + block, UNIT == 2, of->rank - block, (sums[t] + others[t]) * of->scale);
+    for (int t = 0; t < rows; t++) {
+      sums[block][0][t] = ones[t];
+      sums[block][1][t] = others[t];
+    }
   }
+}
+
+TARGET INLINE void NAMED(down_rows)(const Narrow *of, size row, const int rows, const int rest) {
+  size all_units = of->wide / UNIT, span = of->mask ? SPAN : all_units;
+  vec sums[MOST / LANES][2][ROWS];
+  uint32_t left[ROWS * SPAN];
+  const uint32_t *x[ROWS];
+  for (size from = 0; from < all_units; from += span) {
+    size units = all_units - from < span ? all_units - from : span;
+    for (int t = 0; t < rows; t++) {
+      x[t] = NAMED(units)(of->x, (row + t) * of->x_row) + from;
+      if (of->mask) {
+        uint32_t *to = left + t * SPAN;
+        for (size u = 0; u < units; u += LANES)
+          *(bits_at *)(to + u) =
+              NAMED(kept)(*(const bits_at *)(x[t] + u), of->mask, (row + t) * of->wide + (from + u) * UNIT);
+        x[t] = to;
+      }
+    }
+    NAMED(down_span)(of, x, rows, rest, from, units, sums);
+  }
+  for (size block = 0; block < of->rank; block += LANES)
+    for (int t = 0; t < rows; t++) {
+      vec *sum = &sums[block / LANES][0][t];
+      put(of->y, (row + t) * of->y_row + block, UNIT == 2, of->rank - block, (sum[0] + sum[ROWS]) * of->scale);
+    }
 }
 
 TARGET static void NAMED(down)(const void *given, size part) {
@@ -90,7 +119,7 @@ TARGET static void NAMED(down)(const void *given, size part) {
       NAMED(down_rows)(of, row, 1, 0);
 }
 
-/* up: y += scale * x M, M of (rank, wide). Two vectors of a row of y at a time. */
+/* up: y += scale * x M where y is kept, M of (rank, wide). Two vectors of a row of y at a time. */
 
 TARGET static void NAMED(pack_up)(const Narrow *of) {
   uint32_t *to = of->packed;
@@ -122,7 +151,11 @@ TARGET INLINE void NAMED(up_rows)(const Narrow *of, size row, const int rows) {
     }
 #pragma GCC unroll 8
     for (int t = 0; t < rows; t++) {
-      size y = (row + t) * of->y_row + at;
+      size y = (row + t) * of->y_row + at, entry = (row + t) * of->wide + at;
+      if (of->mask) {
+        sums[t] = kept(sums[t], of->mask, entry);
+        others[t] = kept(others[t], of->mask, entry + LANES);
+      }
       NAMED(keep)(of->y, y, load(of->y, y, UNIT == 2) + sums[t] * of->scale);
       NAMED(keep)(of->y, y + LANES, load(of->y, y + LANES, UNIT == 2) + others[t] * of->scale);
     }
@@ -136,7 +169,7 @@ TARGET static void NAMED(up)(const void *given, size part) {
   for (; row < end; row++) NAMED(up_rows)(of, row, 1);
 }
 
-/* across: out = scale * x' y, out of (rank, wide) in float32: sums over rows. Some rows of y are packed at a time. */
+/* across: out = scale * x' y of what is kept of y, out of (rank, wide) in float32: sums over rows. Some rows of y are packed at a time. */
 
 TARGET static void NAMED(pack_across)(const Narrow *of) {
   uint32_t *to = of->packed;
@@ -173,16 +206,22 @@ TARGET INLINE void NAMED(across_ranks)(const Narrow *of, const uint32_t *y, size
   }
 }
 
+/* A vector of a row of y in float32, what is dropped left out. */
+TARGET INLINE bits NAMED(row_of)(const Narrow *of, size row, size at) {
+  vec y = load(of->y, row * of->y_row + at, UNIT == 2);
+  return (bits)(of->mask ? kept(y, of->mask, row * of->wide + at) : y);
+}
+
 /* `units` of rows of two vectors of y from `row` and `at` on. */
 TARGET INLINE void NAMED(pack_rows)(const Narrow *of, size row, size at, size units, uint32_t *to) {
   for (size u = 0; u < units; u++, row += UNIT) {
     __builtin_prefetch(NAMED(units)(of->y, row * of->y_row + at + 2 * LANES), 0, 2);
     if (UNIT == 2) __builtin_prefetch(NAMED(units)(of->y, (row + 1) * of->y_row + at + 2 * LANES), 0, 2);
     for (size i = at; i < at + 2 * LANES; i += LANES, to += LANES) {
-      bits unit = (bits)load(of->y, row * of->y_row + i, UNIT == 2);
+      bits unit = NAMED(row_of)(of, row, i);
       if (UNIT == 2) {
         unit >>= 16;
-        if (row + 1 < of->rows) unit |= (bits)load(of->y, (row + 1) * of->y_row + i, 1);
+        if (row + 1 < of->rows) unit |= NAMED(row_of)(of, row + 1, i);
       }
       *(bits_at *)to = unit;
     }

@@ -138,6 +138,20 @@ INLINE float largest_of(vec x) {
   return most;
 }
 
+/* Where the bits of a mask are set x, else 0. The mask's lowest bit is that of entry 0; `at`, a multiple of LANES, is
+   the first entry's. */
+INLINE vec kept(vec x, const uint8_t *mask, size at) {
+  uint32_t word = 0;
+  memcpy(&word, mask + at / 8, (LANES + 7) / 8);
+#if defined(__AVX512F__)
+  return (vec)_mm512_maskz_mov_ps((__mmask16)word, (__m512)x);
+#else
+  bits one;
+  for (int i = 0; i < LANES; i++) one[i] = 1u << i;
+  return (vec)((bits)x & (bits)((((word >> at % 8) - (bits){0}) & one) == one));
+#endif
+}
+
 /* exp(x) for x up to 88 (more is taken as 88); below -87 it is 0; NaN stays NaN. The largest error over all
    float32 in between is below one unit in the last place (1.2 on processors without fused multiplication).
 
