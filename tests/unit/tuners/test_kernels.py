@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from llamafarm_tuners.pytorch.fast import _kernels
+from llamafarm_tuners.pytorch.fast._drop import unpacked
 from llamafarm_tuners.pytorch.fast._kernels import HeadNorm, Kernels, Shape
+from llamafarm_tuners.pytorch.fast._low import WIDEST_RANK
 from llamafarm_tuners.pytorch.fast.native import FOLDER, LIBRARY, library, load
 
 FOUND = library()
@@ -290,7 +292,8 @@ def narrow(draw):
     formats = FORMATS if Kernels(FOUND).pairs else FORMATS[:1]
     rank, dtype = draw(st.integers(1, 70)), draw(st.sampled_from(formats))
     rank += rank % 2 if dtype == torch.bfloat16 else 0
-    return draw(st.integers(1, 300)), rank, 32 * draw(st.integers(1, 20)), draw(st.integers(0, 40)), dtype
+    # more columns than are masked at a time
+    return draw(st.integers(1, 300)), rank, 32 * draw(st.integers(1, 40)), draw(st.integers(0, 40)), dtype
 
 
 def seen_by_pairs(level, dtype):
@@ -306,9 +309,12 @@ def within(seed, rows, columns, gap, dtype):
 
 @built
 @settings(max_examples=40, deadline=None)
-@given(shape=narrow(), seed=st.integers(0, 99), tall=st.booleans(), rest=st.booleans())
-def test_products_with_a_narrow_matrix(shape, seed, tall, rest):
+@given(shape=narrow(), seed=st.integers(0, 99), tall=st.booleans(), rest=st.booleans(), drops=st.booleans())
+def test_products_with_a_narrow_matrix(shape, seed, tall, rest, drops):
     rows, rank, wide, gap, dtype = shape
+    rank = min(rank, WIDEST_RANK)
+    mask = half_of(rows, wide, seed) if drops else None
+    kept = 1 if mask is None else unpacked(mask).double()
     for level in LEVELS:
         found = Kernels(replace(FOUND, level=level))
         if not seen_by_pairs(level, dtype):
@@ -317,15 +323,55 @@ def test_products_with_a_narrow_matrix(shape, seed, tall, rest):
         x, y = within(seed + 1, rows, wide, gap, dtype), numbers(seed + 2, rows, rank, dtype=dtype)
         rounded = matrix.to(dtype).double()
         rest = rest and dtype == torch.bfloat16
-        low = found.down(x, matrix, 0.5, rest=rest)
-        assert_near(low, 0.5 * x.double() @ (matrix.double() if rest else rounded).t(), CLOSE[dtype])
+        low = found.down(x, matrix, 0.5, mask, rest=rest)
+        assert_near(low, 0.5 * (x.double() * kept) @ (matrix.double() if rest else rounded).t(), CLOSE[dtype])
         up = within(seed + 3, rows, wide, gap, dtype)
         beside = up.clone()
-        found.up(up, y, matrix, 2.0)
-        assert_near(up, beside.double() + 2 * y.double() @ rounded, CLOSE[dtype])
+        found.up(up, y, matrix, 2.0, mask)
+        assert_near(up, beside.double() + 2 * y.double() @ rounded * kept, CLOSE[dtype])
         out = torch.full((wide, rank), math.nan).t() if tall else torch.full((rank, wide), math.nan)
-        found.across(y, x, 3.0, out)
-        assert_near(out, 3 * y.double().t() @ x.double(), CLOSE[torch.float32])
+        found.across(y, x, 3.0, out, mask)
+        assert_near(out, 3 * y.double().t() @ (x.double() * kept), CLOSE[torch.float32])
+
+
+def half_of(rows, columns, seed):
+    """A mask in bits."""
+    return torch.randint(256, (rows, columns // 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+@built
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 200), columns=st.integers(1, 30), seed=st.integers(0, 99), dtype=st.sampled_from(FORMATS))
+def test_what_a_mask_keeps(rows, columns, seed, dtype):
+    x, mask = numbers(seed, rows, 32 * columns, dtype=dtype), half_of(rows, 32 * columns, seed)
+    for level in LEVELS:
+        found, y = Kernels(replace(FOUND, level=level)), numbers(seed + 1, rows, 32 * columns, dtype=dtype)
+        expected = x * unpacked(mask)
+        into = torch.empty_like(x)
+        found.kept(x, mask, into, add=False)
+        assert into.equal(expected)
+        both = y + expected
+        found.kept(x, mask, y, add=True)
+        assert y.equal(both)
+        assert found.pack(unpacked(mask)).equal(mask)
+
+
+SHARES = st.floats(0, 1, exclude_min=True)
+
+
+@built
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**40), before=st.integers(0, 700), rows=st.integers(0, 60), share=SHARES)
+def test_numbers_of_the_generator(seed, before, rows, share):
+    """Below the share are those that torch draws in float64, from wherever in its state, which ends as after these."""
+    for level in LEVELS:
+        ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
+        for one in (ours, theirs):
+            torch.randint(5, (before,), generator=one)  # a word each
+        mask = Kernels(replace(FOUND, level=level)).draw(ours, rows, 96, share)
+        expected = torch.rand(rows, 96, dtype=torch.float64, generator=theirs) < share
+        assert unpacked(mask).equal(expected)
+        assert ours.get_state().equal(theirs.get_state())
 
 
 @built
@@ -384,7 +430,10 @@ def test_nothing_depends_on_the_number_of_threads(compiled):
             low, sums, wide = compiled.down(rows, rows[:8], 1.0, rest=False), torch.empty(8, 96), rows.clone()
             compiled.across(low, rows, 1.0, sums)
             compiled.up(wide, low, rows[:8], 1.0)
-            found.append([losses, error, normed, factors, of_rows, *gated, out, totals, *into, low, sums, wide])
+            mask = half_of(500, 96, 9)
+            dropped = compiled.down(rows, rows[:8], 1.0, mask, rest=False), rows.clone()
+            compiled.kept(rows, mask, dropped[1], add=True)
+            found.append([losses, error, normed, factors, of_rows, *gated, out, totals, *into, low, sums, wide, *dropped])
         finally:
             torch.set_num_threads(before)
     for other in found[1:]:
@@ -394,6 +443,7 @@ def test_nothing_depends_on_the_number_of_threads(compiled):
 REFUSED = """
 import resource, torch
 from llamafarm_tuners.pytorch.fast import _kernels
+from llamafarm_tuners.pytorch.fast._drop import unpacked
 from llamafarm_tuners.pytorch.fast._kernels import Shape
 compiled, tokens = _kernels._kernels(), 100_000
 parts, out = tuple(torch.zeros(1, tokens, 32) for _ in range(3)), torch.zeros(1, tokens, 32)

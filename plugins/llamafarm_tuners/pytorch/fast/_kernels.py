@@ -176,7 +176,7 @@ class Kernels:
         self._functions["gated_back"](*given, out.data_ptr(), self.threads())
         return out
 
-    def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask, *, rest: bool) -> torch.Tensor:
+    def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask = None, *, rest: bool) -> torch.Tensor:
         """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding M loses.
 
         Here and below rows of (rows, wide) count, or grow, where a mask in bits keeps them.
@@ -186,11 +186,11 @@ class Kernels:
         self._narrow("down", (x, y, mask), (matrix, None), scale, each * blocks * _LANES * matrix.shape[1], rest=rest)
         return y
 
-    def up(self, y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask) -> None:
+    def up(self, y: torch.Tensor, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask = None) -> None:
         """`y += scale * x M`, for x of (rows, rank) and M of (rank, wide) in float32."""
         self._narrow("up", (x, y, mask), (matrix, None), scale, matrix.numel())
 
-    def across(self, x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor, mask: Mask) -> None:
+    def across(self, x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor, mask: Mask = None) -> None:
         """`scale * x' y`, (rank, wide), for x of (rows, rank), goes into `out`, which is float32."""
         self._narrow("across", (x, y, mask), (None, out), scale, (len(x) + 1) * x.shape[1])
 

@@ -11,8 +11,8 @@ from llamafarm_tuners.pytorch.fast._drop import add_left, left
 from llamafarm_tuners.pytorch.fast._kernels import Kernels, kernels
 from llamafarm_tuners.pytorch.fast._linear import product
 
-_WIDEST_RANK = 64
-"""With higher ranks general products are as fast."""
+WIDEST_RANK = 64
+"""With higher ranks general products are as fast; `MOST` in lowrank.c."""
 
 _COLUMNS = 32
 """Widths that the kernels take are multiples of it."""
@@ -90,7 +90,7 @@ def across(
 def _compiled(shape: tuple[int, ...], mask: torch.Tensor | None, *rows: torch.Tensor) -> Kernels | None:
     """The kernels, if they take rows and a narrow matrix like these, and a mask."""
     (rank, wide), found = shape, kernels(*rows)
-    if found is None or not 0 < rank <= _WIDEST_RANK or wide % _COLUMNS or len(rows[0]) == 0:
+    if found is None or not 0 < rank <= WIDEST_RANK or wide % _COLUMNS or len(rows[0]) == 0:
         return None
     if rows[0].dtype == torch.bfloat16 and (not found.pairs or rank % 2):
         return None

@@ -6,7 +6,7 @@
 
 #define PART 64 /* rows that are one part of the work; a multiple of ROWS */
 #define WIDE 256 /* columns that are one part of `across` */
-#define MOST 64 /* ranks, see _low.py */
+#define MOST 64 /* ranks: WIDEST_RANK in _low.py */
 #define SPAN 512 /* units of a row of which dropped ones are left out at a time: eight rows fit into the first cache */
 #define DEEP 64 /* units of rows that are packed at a time: with 2 vectors each, they fit into the first cache */
 
