@@ -9,10 +9,11 @@ that of the feed-forward block, H the number of heads, b the bytes of a value:
 - attention: queries, keys, values and the result, (2 q + 2 k) b; the sums of the scores, 4 H
 - feed-forward: gate, activated gate and up, 3 i b; without a gate what goes into the activation, i b
 - linear layers whose weight is trained: their inputs; those with an adapter: their inputs after dropout, or as one step
-  with it (`fast/_adapted.py`) their inputs, low-rank values, and a byte for each entry of what dropout goes over
-- fused layers: gate and up alone, 2 i b; nothing of adapters but their low-rank values and a byte for each entry of
-  what dropout goes over; of DoRA what layers gave out before bias and residual, and where inputs are dropped another
-  such result of each adapter; what a norm behind attention or feed-forward was given, h b each
+  with it (`fast/_adapted.py`) their inputs, low-rank values, and a bit for each entry of what dropout goes over (a byte
+  where no kernels are compiled)
+- fused layers: gate and up alone, 2 i b; nothing of adapters but their low-rank values and a bit for each entry of
+  what dropout goes over (or a byte); of DoRA what layers gave out before bias and residual, and where inputs are
+  dropped another such result of each adapter; what a norm behind attention or feed-forward was given, h b each
 """
 
 from __future__ import annotations
@@ -62,26 +63,27 @@ class Formats:
         product: Of what linear layers give out.
         norm: Of what normalizations keep.
         mask: Of what dropout keeps for each entry besides its result: a noise on CPUs, a byte on GPUs.
+        compiled: Whether there are kernels for this processor.
     """
 
     stream: float
     product: float
     norm: float
     mask: float
+    compiled: bool
 
 
 def fused(architecture: Architecture, found: Trained, formats: Formats, ranks: float, *, dora: bool = False) -> Kept:
     """Of a decoder layer that `fast/_decoder.py` computes; its attention is in float32."""
     h, i, b = architecture.hidden, architecture.intermediate, formats.stream
     q, k = _heads(architecture)
-    dropped = sum(linear.inputs for linear, _ in found.adapted) if found.dropout else 0
     attention = 4.0 * (q + 2 * k) + q * b + 4.0 * architecture.heads
     sandwiched, heads = architecture.model_type in _SANDWICHED, (q + 2 * k) * b
     kept_heads = architecture.model_type in _NORMED_HEADS or (dora and not found.dropout)
     kept_results = sandwiched or (dora and not found.dropout)
     results = sum(linear.outputs for linear, _ in found.adapted) * b if dora and found.dropout else 0.0
     saved = 2 * h * b + attention + heads * kept_heads + 2 * h * b * kept_results + 2 * i * b
-    saved += dropped + ranks * b + results
+    saved += _masks(found, formats) + ranks * b + results
     # _GatedGroup.backward: product, its gradient, share, active, dropped input, and the gradients of gate and up
     return Kept(saved, (h + q + 2 * k) * b, 7 * i * b + 2 * h * b, h * b)
 
@@ -100,7 +102,7 @@ def generic(
         saved += inputs * found.share
     if found.adapted and joined:
         adapted = sum(linear.inputs for linear, _ in found.adapted)
-        saved += min(inputs, adapted * b) + (adapted if found.dropout else 0.0) + ranks * b
+        saved += min(inputs, adapted * b) + _masks(found, formats) + ranks * b
     elif found.adapted:
         adapted = sum(linear.inputs for linear, _ in found.adapted)
         shared = formats.product == formats.stream  # else each adapter has a copy of its own in its format
@@ -110,6 +112,12 @@ def generic(
     apart = found.adapted and not joined
     passing = _LEFT * b * sum(linear.outputs for linear, _ in found.adapted) if apart else 2.0 * h * b
     return Kept(saved, passing, 7 * i * b + 2 * h * b, h * formats.stream)
+
+
+def _masks(found: Trained, formats: Formats) -> float:
+    """What `fast/_drop.py` keeps of what is dropped."""
+    inputs = [linear.inputs for linear, _ in found.adapted] if found.dropout else []
+    return sum(size / 8 if formats.compiled and size % 32 == 0 else float(size) for size in inputs)
 
 
 def _heads(architecture: Architecture) -> tuple[int, int]:

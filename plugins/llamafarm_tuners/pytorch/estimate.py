@@ -20,6 +20,7 @@ from llamafarm.estimate.arithmetic import (
 )
 from llamafarm_tuners.pytorch.activations import FUSED_ARCHITECTURES, Formats, Kept, fused, generic
 from llamafarm_tuners.pytorch.config import PytorchConfig
+from llamafarm_tuners.pytorch.fast.native import library
 from llamafarm_tuners.pytorch.frozen import settled
 from llamafarm_tuners.pytorch.global_batch import settle_batches
 from llamafarm_tuners.pytorch.kernels import attention
@@ -141,7 +142,7 @@ class _Run:
         width = self.width
         mixed = autocast(self.config.training, self.plan) != "no"
         mask = 4.0 if self.on_cpu else 1.0
-        return Formats(width, 2.0 if mixed else width, 4.0, mask)
+        return Formats(width, 2.0 if mixed else width, 4.0, mask, library().loaded is not None)
 
     @property
     def kept(self) -> Kept:

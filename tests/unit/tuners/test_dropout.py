@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from llamafarm_tuners.pytorch.fast import _drop
-from llamafarm_tuners.pytorch.fast._drop import add_left, drawn, left, unpacked
+from llamafarm_tuners.pytorch.fast._drop import Among, add_left, drawn, left, unpacked
 from llamafarm_tuners.pytorch.fast._kernels import kernels, switched
 from llamafarm_tuners.pytorch.fast._low import WIDEST_RANK, across, add_up, down
 
@@ -140,3 +140,13 @@ def test_a_mask_in_bits_serves_without_kernels():
         off = down(x, matrix, mask=mask), left(x, mask)
     torch.testing.assert_close(down(x, matrix, mask=mask), off[0], rtol=1e-5, atol=1e-5)
     assert left(x, mask).equal(off[1])
+
+
+def test_some_rows_drop_what_they_drop_among_all(way):
+    x, rows = torch.ones(50, 64), torch.tensor([3, 4, 17, 49])
+    found = []
+    for among in (None, Among(50, rows)):
+        torch.manual_seed(4)
+        mask = unpacked(drawn(x if among is None else x[rows], 0.5, torch.float32, among))
+        found.append((mask[rows] if among is None else mask, torch.rand(1)))
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))

@@ -16,6 +16,7 @@ from llamafarm_methods.qlora import Qlora
 from llamafarm_tuners.pytorch import estimate as module
 from llamafarm_tuners.pytorch import onednn
 from llamafarm_tuners.pytorch.estimate import estimate
+from llamafarm_tuners.pytorch.fast.native import library
 
 MIB = 2**20
 H, F, Q, K, HEADS, V, LAYERS = 64, 160, 64, 32, 4, 1000, 2
@@ -208,10 +209,22 @@ def test_a_packed_base(cost):
     assert "process" not in gpu.memory
 
 
-def test_what_dropout_keeps(cost):
+@pytest.fixture(params=[True, False], ids=["compiled", "uncompiled"])
+def entry(request, monkeypatch):
+    """Bytes for each entry of what dropout goes over, where layers are ours."""
+    found = replace(library(), loaded=object() if request.param else None)
+    monkeypatch.setattr(module, "library", lambda: found)
+    return 1 / 8 if request.param else 1
+
+
+def test_what_dropout_keeps(cost, entry):
     entries = 5 * H + Q + F  # of q, k, v, gate and up; of o; of down
     found = cost(method=lora(dropout=0.1))
-    assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * (FUSED + 4 * RANKS + entries))
+    assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * (FUSED + 4 * RANKS + entry * entries))
+    odd = cost(method=lora(dropout=0.1), workload=replace(WORK, model_config=MODEL | {"intermediate_size": F + 8}))
+    more = 2 * 8 * 4 + F + 8 - entry * F  # its mask is in bytes in any case
+    grown = odd.memory["activations"] - found.memory["activations"]
+    assert grown == pytest.approx(1.1 * LAYERS * TOKENS * more)
 
 
 def test_what_adapters_of_other_layers_keep(cost):
@@ -229,7 +242,7 @@ def test_what_adapters_of_other_layers_keep(cost):
     assert gpu.memory["temporary"] == TOKENS * BACK
 
 
-def test_what_magnitudes_keep(cost):
+def test_what_magnitudes_keep(cost, entry):
     options = {"r": 8, "target_modules": "all"}
     found = cost(method=Dora(Dora.Config(**options, dropout=0.0)))
     trained = ADAPTERS + LAYERS * (Q + 2 * K + H + 2 * F + H)
@@ -237,7 +250,7 @@ def test_what_magnitudes_keep(cost):
     kept = FUSED + 4 * RANKS + 4 * (Q + 2 * K) + 4 * 2 * H
     assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * kept)
     found = cost(method=Dora(Dora.Config(**options, dropout=0.1)))
-    kept = FUSED + 4 * RANKS + 5 * H + Q + F + 4 * (Q + 2 * K + H + 2 * F + H)
+    kept = FUSED + 4 * RANKS + entry * (5 * H + Q + F) + 4 * (Q + 2 * K + H + 2 * F + H)
     assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * kept)
 
 
@@ -298,8 +311,8 @@ def test_kernels_that_stay_are_as_many_as_shapes_up_to_what_is_kept(cost, monkey
     assert cost(device=AMD, workload=uneven, max_steps=50).memory["kernels"] == onednn.KERNEL_BYTES * 1024
 
 
-def test_adapters_as_one_step_with_their_layers(cost):
-    """GPT-NeoX has q, k, v in one: four linear layers, whose inputs are kept once, with a byte for what is dropped."""
+def test_adapters_as_one_step_with_their_layers(cost, entry):
+    """GPT-NeoX has q, k, v in one: four linear layers, whose inputs are kept once, with a mask of what is dropped."""
     neox = replace(WORK, model_config=NEOX)
     inputs = H + H + H + F
     usual = 2 * H * 4 + 4 * H * 4 + 4 * HEADS + F * 4 + 4 * inputs + 4 * 8 * 4
@@ -308,7 +321,7 @@ def test_adapters_as_one_step_with_their_layers(cost):
     assert found.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * usual)
     assert found.memory["temporary"] == TOKENS * BACK
     dropped = cost(method=lora(dropout=0.1), workload=neox)
-    assert dropped.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * (usual + inputs))
+    assert dropped.memory["activations"] == pytest.approx(1.1 * LAYERS * TOKENS * (usual + entry * inputs))
     assert cost(workload=neox, fused=False).memory["activations"] > found.memory["activations"]
     roomy = cost(workload=neox, device=replace(AMD, memory_bytes=2**40))
     linear = LAYERS * (3 * H * H + 3 * H + H * H + H + 2 * H * F + F + H)

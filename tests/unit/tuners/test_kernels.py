@@ -433,7 +433,9 @@ def test_nothing_depends_on_the_number_of_threads(compiled):
             mask = half_of(500, 96, 9)
             dropped = compiled.down(rows, rows[:8], 1.0, mask, rest=False), rows.clone()
             compiled.kept(rows, mask, dropped[1], add=True)
-            found.append([losses, error, normed, factors, of_rows, *gated, out, totals, *into, low, sums, wide, *dropped])
+            found.append(
+                [losses, error, normed, factors, of_rows, *gated, out, totals, *into, low, sums, wide, *dropped]
+            )
         finally:
             torch.set_num_threads(before)
     for other in found[1:]:

@@ -46,7 +46,7 @@ class FastAdapted:
             with without_copies() if group.merged else nullcontext():
                 result: torch.Tensor = self.plain(x, *args, **named)
                 return result
-        y: torch.Tensor = AddedGroup.apply(x.reshape(-1, x.shape[-1]), None, group, *group.parameters())
+        y: torch.Tensor = AddedGroup.apply(x.reshape(-1, x.shape[-1]), None, group, None, *group.parameters())
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llamafarm_tuners.pytorch._batches import KEPT
 from llamafarm_tuners.pytorch.fast._capped import capped_documents
+from llamafarm_tuners.pytorch.fast._drop import Among
 from llamafarm_tuners.pytorch.fast._group import Group, refused_member
 from llamafarm_tuners.pytorch.fast._layers import (
     ACTIVATIONS,
@@ -108,11 +109,10 @@ class FastLayer:
         return angles.shape[-1] // 2 if self.turned else 0
 
     def _kept(self, tokens: int, named: Mapping[str, Any]) -> torch.Tensor | None:
-        """The tokens to go on with after attention; None for all, as dropout and hooks want it."""
+        """The tokens to go on with after attention; None for all, as hooks want it."""
         kept: torch.Tensor | None = named.get(KEPT) if self.last else None
-        if kept is None or len(kept) == tokens or self.layer._forward_hooks:  # noqa: SLF001  # no other way
-            return None
-        return None if any(group.drops for group in self.groups) else kept
+        all_of_them = kept is None or len(kept) == tokens
+        return None if all_of_them or self.layer._forward_hooks else kept  # noqa: SLF001  # no other way
 
     def _forward(
         self,
@@ -124,14 +124,15 @@ class FastLayer:
     ) -> torch.Tensor:
         tokens = len(x)
         qkv, output, gate_up, down = self.groups
-        heads = NormedGroup.apply(x, self.input, qkv, *qkv.parameters())
+        heads = NormedGroup.apply(x, self.input, qkv, None, *qkv.parameters())
         attended = self._attended(heads, cos, sin, lengths)
+        among = None if kept is None else Among(tokens, kept)
         if kept is not None:
             attended, x = Chosen.apply(attended, kept), Chosen.apply(x, kept)
-        y = AddedGroup.apply(attended, self._added(x), output, *output.parameters())
+        y = AddedGroup.apply(attended, self._added(x), output, among, *output.parameters())
         x = self._joined(y, x, 0)
-        both = NormedGroup.apply(x, self.before, gate_up, *gate_up.parameters())
-        y = GatedGroup.apply(both, self._added(x), down, self.activation, *down.parameters())
+        both = NormedGroup.apply(x, self.before, gate_up, among, *gate_up.parameters())
+        y = GatedGroup.apply(both, self._added(x), down, self.activation, among, *down.parameters())
         y = self._joined(y, x, 1)
         return y if kept is None else y.new_zeros(tokens, y.shape[1]).index_copy_(0, kept, y)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from llamafarm_tuners.pytorch.fast._drop import add_left, left
+from llamafarm_tuners.pytorch.fast._drop import Among, add_left, left
 from llamafarm_tuners.pytorch.fast._frozen import times
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 from llamafarm_tuners.pytorch.fast._low import across, add_up, down
@@ -43,12 +43,19 @@ class Dora(Lora):
         """f; where something is dropped the sum is not all that is multiplied by it, and `forward` does it."""
         return None if self.dropout else _nonzero(self.parameters[2]) / self._length(weight)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, low: torch.Tensor | None) -> Kept:
+    def forward(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        weight: torch.Tensor,
+        low: torch.Tensor | None,
+        among: Among | None = None,
+    ) -> Kept:
         """As LoRA's if nothing is dropped; else y becomes the layer's whole result."""
         if low is not None:
             return [*super().forward(x, y, weight, low), None]
         a, b, magnitudes = self.parameters
-        mask = self._mask(x)
+        mask = self._mask(x, among)
         z = times(left(x, mask), weight).div_(1 - self.dropout)
         y -= z
         low = down(x, a, mask=mask, exact=True)

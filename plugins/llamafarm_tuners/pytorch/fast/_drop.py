@@ -8,6 +8,7 @@ bit, and the generator goes on as after that.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -20,19 +21,35 @@ _PROBES = ((1, 0.95, 1), (2, 0.5, 9), (3, 0.9, 100))
 """Seed, share and rows that are drawn both ways, before one is trusted."""
 
 
-def drawn(x: torch.Tensor, share: float, dtype: torch.dtype) -> torch.Tensor:
+class Among(NamedTuple):
+    """Where rows come from: numbers are drawn for those that are left out, too.
+
+    Attributes:
+        tokens: How many there were.
+        rows: Which are left, (rows,).
+    """
+
+    tokens: int
+    rows: torch.Tensor
+
+
+def drawn(x: torch.Tensor, share: float, dtype: torch.dtype, among: Among | None = None) -> torch.Tensor:
     """The mask that keeps all of x but a share of it, 0 < share < 1.
 
     Args:
         x: (tokens, columns), on the CPU.
         share: Of what is dropped.
         dtype: In what PEFT would have drawn: that of the adapter's parameters.
+        among: Of what x are some rows; None: they are all.
     """
-    found = kernels(x) if x.shape[1] % _COLUMNS == 0 else None
+    tokens, columns = len(x) if among is None else among.tokens, x.shape[1]
+    found = kernels(x) if columns % _COLUMNS == 0 else None
     if found is not None and _twists(found):
-        return found.draw(torch.default_generator, len(x), x.shape[1], 1 - share)
-    mask = torch.empty(x.shape, dtype=dtype).bernoulli_(1 - share).bool()
-    return mask if found is None else found.pack(mask)
+        mask = found.draw(torch.default_generator, tokens, columns, 1 - share)
+    else:
+        mask = torch.empty((tokens, columns), dtype=dtype).bernoulli_(1 - share).bool()
+        mask = mask if found is None else found.pack(mask)
+    return mask if among is None else mask.index_select(0, among.rows)
 
 
 def left(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from llamafarm_tuners.pytorch.fast._dora import Dora
+from llamafarm_tuners.pytorch.fast._drop import Among
 from llamafarm_tuners.pytorch.fast._frozen import Frozen, refused_base, times
 from llamafarm_tuners.pytorch.fast._lora import Kept, Lora
 from llamafarm_tuners.pytorch.fast._low import across, add_up, down
@@ -64,24 +65,24 @@ class Group:
         """Whether inputs in a format are what the layers take now."""
         return self.frozen.takes(dtype) and not self.merged
 
-    @property
-    def drops(self) -> bool:
-        """Whether some adapter drops inputs now."""
-        return any(adapter.dropout for adapter in self._counting())
-
     def parameters(self) -> list[torch.Tensor]:
         """Those of each adapter that counts."""
         return [parameter for adapter in self._counting() for parameter in adapter.parameters]
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, Kept]:
-        """(tokens, in) → (tokens, sum of outs), with the residual added, and what `backward` wants."""
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, among: Among | None = None
+    ) -> tuple[torch.Tensor, Kept]:
+        """(tokens, in) → (tokens, sum of outs), with the residual added, and what `backward` wants.
+
+        `among`: of what x are some rows; None: they are all.
+        """
         weight, bias = self.frozen.matrix(x.dtype), self.frozen.bias
         bias = None if bias is None else bias.to(weight.dtype)
         factors = self._factors(weight)
         y = times(x, weight, bias if factors is None else None)
         kept: Kept = []
         for low, (adapter, part, rows) in zip(self._lows(x), self._parts(y, weight), strict=True):
-            kept += adapter.forward(x, part, rows, low)
+            kept += adapter.forward(x, part, rows, low, among)
         if factors is None:
             return y if residual is None else y.add_(residual), [None, None, *kept]
         y.mul_(factors)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -109,7 +109,7 @@ class Shape:
 
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Mask = torch.Tensor | None
+Mask: TypeAlias = torch.Tensor | None
 
 
 class Kernels:
@@ -176,7 +176,9 @@ class Kernels:
         self._functions["gated_back"](*given, out.data_ptr(), self.threads())
         return out
 
-    def down(self, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask = None, *, rest: bool) -> torch.Tensor:
+    def down(
+        self, x: torch.Tensor, matrix: torch.Tensor, scale: float, mask: Mask = None, *, rest: bool
+    ) -> torch.Tensor:
         """`scale * x M'`, (rows, rank), for M of (rank, wide) in float32; `rest`: with what rounding M loses.
 
         Here and below rows of (rows, wide) count, or grow, where a mask in bits keeps them.

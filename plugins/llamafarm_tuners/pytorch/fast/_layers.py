@@ -1,6 +1,7 @@
 """The parts of a decoder layer with their backward pass written out: nothing is kept that is free to recompute.
 
-They work on one long row, (tokens, size). Where the weights are bfloat16, norms and attention are computed in float32.
+They work on one long row, (tokens, size), or on some of its tokens (`among`). Where the weights are bfloat16, norms and
+attention are computed in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from llamafarm_tuners.pytorch.fast._attend import attend, attend_backward
 from llamafarm_tuners.pytorch.fast._documents import Rows
+from llamafarm_tuners.pytorch.fast._drop import Among
 from llamafarm_tuners.pytorch.fast._group import Group
 from llamafarm_tuners.pytorch.fast._kernels import HeadNorm, Kernels, Shape, attention_kernels, kernels
 
@@ -160,9 +162,11 @@ class NormedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does 
     """norm → group; the normed input is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, norm: Norm, group: Group, *_: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, norm: Norm, group: Group, among: Among | None, *_: torch.Tensor
+    ) -> torch.Tensor:
         normed, factor = norm.forward(x)
-        y, kept = group.forward(normed)
+        y, kept = group.forward(normed, among=among)
         ctx.norm, ctx.group = norm, group
         ctx.save_for_backward(x, factor, *kept)
         return y
@@ -173,7 +177,7 @@ class NormedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does 
         wanted = ctx.needs_input_grad[0]
         of_normed, found = ctx.group.backward(ctx.norm.again(x, factor), kept, gradient, wanted=wanted)
         of_x = ctx.norm.backward(x, factor, of_normed).to(x.dtype) if wanted else None
-        return of_x, None, None, *found
+        return of_x, None, None, None, *found
 
 
 class AddedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
@@ -181,9 +185,14 @@ class AddedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, residual: torch.Tensor | None, group: Group, *_: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        group: Group,
+        among: Among | None,
+        *_: torch.Tensor,
     ) -> torch.Tensor:
-        y, kept = group.forward(x, residual)
+        y, kept = group.forward(x, residual, among)
         ctx.group = group
         ctx.save_for_backward(x, *kept)
         return y
@@ -192,7 +201,7 @@ class AddedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
     def backward(ctx: Any, gradient: torch.Tensor) -> Gradients:
         x, *kept = ctx.saved_tensors
         of_x, found = ctx.group.backward(x, kept, gradient, wanted=ctx.needs_input_grad[0])
-        return of_x, gradient if ctx.needs_input_grad[1] else None, None, *found
+        return of_x, gradient if ctx.needs_input_grad[1] else None, None, None, *found
 
 
 class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does not type it
@@ -205,9 +214,10 @@ class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
         residual: torch.Tensor | None,
         group: Group,
         activation: Activation,
+        among: Among | None,
         *_: torch.Tensor,
     ) -> torch.Tensor:
-        y, kept = group.forward(_gated(both, activation), residual)
+        y, kept = group.forward(_gated(both, activation), residual, among)
         ctx.group, ctx.activation = group, activation
         ctx.save_for_backward(both, *kept)
         return y
@@ -219,7 +229,14 @@ class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
         if (compiled := kernels(both)) is not None and both.is_contiguous():
             product = compiled.gated(both, ctx.activation.name)
             of_product, found = ctx.group.backward(product, kept, gradient, wanted=True)
-            return compiled.gated_back(both, of_product.contiguous(), ctx.activation.name), passed, None, None, *found
+            return (
+                compiled.gated_back(both, of_product.contiguous(), ctx.activation.name),
+                passed,
+                None,
+                None,
+                None,
+                *found,
+            )
         gate, up = both.chunk(2, 1)
         active, slope = ctx.activation.both(gate)
         of_product, found = ctx.group.backward(active * up, kept, gradient, wanted=True)
@@ -227,7 +244,7 @@ class GatedGroup(torch.autograd.Function):  # type: ignore[misc]  # torch does n
         of_gate, of_up = of_both.chunk(2, 1)
         torch.mul(of_product, active, out=of_up)
         torch.mul(of_product.mul_(up), slope, out=of_gate)
-        return of_both, passed, None, None, *found
+        return of_both, passed, None, None, None, *found
 
 
 def _gated(both: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from llamafarm_tuners.pytorch.fast._drop import drawn
+from llamafarm_tuners.pytorch.fast._drop import Among, drawn
 from llamafarm_tuners.pytorch.fast._low import across, add_up, down
 
 Kept = list[torch.Tensor | None]
@@ -61,7 +61,14 @@ class Lora:
         """(out,): by what the sum of the layer's and the adapter's product is multiplied; None: by nothing."""
         return None
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, low: torch.Tensor | None) -> Kept:
+    def forward(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        weight: torch.Tensor,
+        low: torch.Tensor | None,
+        among: Among | None = None,
+    ) -> Kept:
         """Add the adapter's part to the layer's product y, in place.
 
         Args:
@@ -69,11 +76,12 @@ class Lora:
             y: (tokens, out).
             weight: The layer's, (out, in).
             low: x A', (tokens, r); None if something is dropped.
+            among: Of what x are some rows; None: they are all.
         """
         a, b = self.parameters[:2]
         mask = None
         if low is None:
-            mask = self._mask(x)
+            mask = self._mask(x, among)
             low = down(x, a, mask=mask, exact=True)
         add_up(y, low, b.t(), self._scale(mask))
         return [low, mask]
@@ -108,9 +116,9 @@ class Lora:
         """The gradients of `parameters` beyond A and B, where nothing was dropped."""
         return []
 
-    def _mask(self, x: torch.Tensor) -> torch.Tensor:
+    def _mask(self, x: torch.Tensor, among: Among | None) -> torch.Tensor:
         """What is kept of x where something is dropped."""
-        return drawn(x, self.dropout, self.parameters[0].dtype)
+        return drawn(x, self.dropout, self.parameters[0].dtype, among)
 
     def _scale(self, mask: torch.Tensor | None) -> float:
         return self.scale / (1 - (self.dropout if mask is not None else 0.0))
