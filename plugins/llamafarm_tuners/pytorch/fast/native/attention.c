@@ -49,6 +49,12 @@ INLINE void *row_of(const Place *place, size head, size token) {
   return place->half ? (void *)((uint16_t *)place->data + at) : (void *)((float *)place->data + at);
 }
 
+INLINE void fetch_head(const Heads *heads, size head, size token) {
+  const char *from = row_of(heads->place, head, token);
+  size bytes = heads->count * (heads->place->half ? 2 : 4);
+  for (size i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
 /* x scale, the first `pairs` pairs (i, i + pairs) turned by the angles of the token; sign -1 turns back. */
 INLINE void turned(const Attention *of, size count, size pairs, size token, float sign, const void *x, const int x_half,
                    float scale, void *to, const int to_half) {
@@ -134,6 +140,39 @@ INLINE vec until(size seen, vec x, float fill) {
   for (int i = 0; i < LANES; i++) lanes[i] = i;
   return pick(lanes < (int32_t)seen, x, all(fill));
 }
+
+/* A square of LANES rows and columns with rows and columns exchanged; `broad` columns of `tall` rows, zeros in the rest. */
+#if defined(__AVX512F__)
+INLINE void turn_over(const uint32_t *from, size from_row, size tall, uint32_t *to, size to_row, size broad) {
+  __m512i rows[16], lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __mmask16 columns = (__mmask16)((1u << broad) - 1);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++)
+    rows[i] = i < tall ? _mm512_maskz_loadu_epi32(columns, from + i * from_row) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+  for (int half = 8; half; half /= 2) { /* exchange quarters of squares, of halves of them, and so on */
+    __m512i bit = _mm512_set1_epi32(half);
+    __mmask16 right = _mm512_test_epi32_mask(lane, bit);
+    __m512i first = _mm512_mask_add_epi32(lane, right, lane, _mm512_set1_epi32(16 - half));
+    __m512i second = _mm512_mask_add_epi32(_mm512_add_epi32(lane, bit), right, lane, _mm512_set1_epi32(16));
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+      if (!(i & half)) {
+        __m512i upper = rows[i], lower = rows[i + half];
+        rows[i] = _mm512_permutex2var_epi32(upper, first, lower);
+        rows[i + half] = _mm512_permutex2var_epi32(upper, second, lower);
+      }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++)
+    if (i < broad) _mm512_storeu_si512(to + i * to_row, rows[i]);
+}
+#else
+INLINE void turn_over(const uint32_t *from, size from_row, size tall, uint32_t *to, size to_row, size broad) {
+  for (size row = 0; row < tall; row++)
+    for (size column = 0; column < broad; column++) to[column * to_row + row] = from[row * from_row + column];
+}
+#endif
 
 #define TEXT "attention.h"
 #include "formats.h"

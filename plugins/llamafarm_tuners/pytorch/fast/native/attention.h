@@ -10,6 +10,7 @@
 #define PANEL (COLUMNS * LANES)
 #define SCORES 65536 /* scores at a time, about: with their gradients they fit into the second cache */
 #define MOST_ROWS 96
+#define AHEAD 8 /* heads that are fetched before they are read: rows are far apart, so that no processor foresees them */
 #endif
 
 /* c (ROWS, vectors) = a b, or more by it. A unit of a is a[row * a_row + step * a_step]. */
@@ -132,6 +133,7 @@ TARGET static void NAMED(read)(const Attention *of, const NAMED(Piece) *p, Heads
   for (size i = 0; i < filled; i += UNIT) {
     for (size j = 0; j < UNIT; j++) {
       float *to = p->read + j * row;
+      if (i + j + AHEAD < count) fetch_head(&heads, head, first + i + j + AHEAD);
       if (i + j < count)
         read_head(of, &heads, head, first + i + j, to);
       else
@@ -147,9 +149,11 @@ TARGET static void NAMED(across)(const uint32_t *from, size tokens, size row, ui
   for (size panel = 0; panel < tokens; panel += PANEL, to += PANEL * row) {
     size here = tokens - panel < PANEL ? tokens - panel : PANEL;
     if (here < PANEL) memset(to, 0, (size_t)(PANEL * row) * sizeof(float));
-    for (size first = 0; first < row; first += 16)
-      for (size token = 0; token < here; token++)
-        for (size i = first; i < row && i < first + 16; i++) to[i * PANEL + token] = from[(panel + token) * row + i];
+    for (size token = 0; token < here; token += LANES)
+      for (size unit = 0; unit < row; unit += LANES) {
+        size tall = here - token < LANES ? here - token : LANES, broad = row - unit < LANES ? row - unit : LANES;
+        turn_over(from + (panel + token) * row + unit, row, tall, to + unit * PANEL + token, PANEL, broad);
+      }
   }
 }
 
