@@ -131,15 +131,19 @@ def test_products_of_what_is_left(way, dtype, rank, columns):
     assert grown.equal(y + x * unpacked(mask))
 
 
-def test_a_mask_in_bits_serves_without_kernels():
-    """Kernels may be switched off between the way there and the way back."""
+@pytest.mark.parametrize("before", [True, False])
+def test_masks_serve_with_and_without_kernels(before):
+    """They may be switched on or off between the way there and the way back."""
     torch.manual_seed(1)
     x, matrix = torch.randn(5, 64), torch.randn(4, 64)
-    mask = drawn(x, 0.5, torch.float32)
-    with switched(False):
-        off = down(x, matrix, mask=mask), left(x, mask)
-    torch.testing.assert_close(down(x, matrix, mask=mask), off[0], rtol=1e-5, atol=1e-5)
-    assert left(x, mask).equal(off[1])
+    with switched(before):
+        mask = drawn(x, 0.5, torch.float32)
+    for now in (True, False):
+        with switched(now):
+            torch.testing.assert_close(
+                down(x, matrix, mask=mask), x * unpacked(mask) @ matrix.t(), rtol=1e-5, atol=1e-5
+            )
+            assert left(x, mask).equal(x * unpacked(mask))
 
 
 def test_some_rows_drop_what_they_drop_among_all(way):
