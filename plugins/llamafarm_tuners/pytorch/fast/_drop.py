@@ -85,7 +85,7 @@ def _compiled(x: torch.Tensor, mask: torch.Tensor, *others: torch.Tensor) -> Ker
 def _twists(found: Kernels) -> bool:
     """Whether PyTorch's `bernoulli_` asks its Mersenne twister here, as the kernels do, entry by entry.
 
-    With MKL, on Intel's processors, it asks another generator for one seed, and is faster then.
+    With MKL on Intel's processors it does not: there all numbers are MKL's, from one seed.
     """
     ours, theirs = torch.Generator(), torch.Generator()
     for seed, share, rows in _PROBES:
