@@ -10,23 +10,25 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, Self
 
+from llamafarm.models.later import later
 from llamafarm.models.stand_in import (
     AtHand,
     StandIn,
     afterwards,
     execute,
+    execute_before,
     functions,
     is_waiting,
-    load_inside,
     nothing,
+    wait_inside,
     waiting,
 )
 
@@ -44,9 +46,14 @@ def lean_imports() -> Iterator[None]:
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
         yield
         return
-    with _uncollected(), waiting(WAITING), _listed_once():
+    with _uncollected(), waiting(_waiting_here()), _listed_once():
         yield
         _tell_peft()
+
+
+def _waiting_here() -> Mapping[str, AtHand]:
+    """What waits in this process: where it is one of several, what they use together does not."""
+    return WAITING if "WORLD_SIZE" in os.environ else {**WAITING, **ALONE}
 
 
 @contextmanager
@@ -97,6 +104,10 @@ def _listed_once() -> Iterator[None]:
         utils.define_import_structure = listing
 
 
+_DTENSOR: Final = "torch.distributed.tensor"
+"""torch itself asks the first tensor of a foreign type whether it is a `DTensor` and remembers the class: compilers, which
+make such tensors, are executed after it."""
+
 _MARKS: Final = ("assume_constant_result", "allow_in_graph", "disallow_in_graph")
 """Decorators that hand back the function itself."""
 
@@ -134,7 +145,9 @@ def _dynamo(module: StandIn) -> Mapping[str, Any]:
 
         return mark
 
-    load_inside(module, "_trace_wrapped_higher_order_op")  # transformers' masks import it, and it imports no compiler
+    execute_before(module, _DTENSOR)
+    own = later("TransformGetItemToIndex")  # transformers' masks import it, and it imports no compiler
+    wait_inside(module, "_trace_wrapped_higher_order_op", own, alone=True)
     marks = {name: marked(name) for name in _MARKS}
     return {"disable": disable, "graph_break": graph_break, **marks}
 
@@ -202,3 +215,82 @@ WAITING: Final[Mapping[str, AtHand]] = MappingProxyType(
     }
 )
 """What waits: the compiler, layers of 8 and 4 bits, and losses for pictures, which import scipy."""
+
+
+_STYLES: Final = ("transformers.distributed.expert_parallel", "transformers.distributed.tensor_parallel")
+
+
+class _Registry(dict[str, Any]):
+    """What modules that wait would enter; they are executed before it is read."""
+
+    def __init__(self, given: Mapping[str, Any], modules: Sequence[str]) -> None:
+        super().__init__(given)
+        self._modules = modules
+
+    def _read(self) -> Self:
+        for name in self._modules:
+            module = sys.modules.get(name)
+            if module is not None and is_waiting(module):
+                execute(module)
+        return self
+
+    def __missing__(self, name: str) -> Any:
+        """An entry of a module that waits."""
+        return dict(self._read())[name]
+
+    def __contains__(self, name: object) -> bool:
+        return dict.__contains__(self, name) or dict.__contains__(self._read(), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return dict.__iter__(self._read())
+
+    def __len__(self) -> int:
+        return dict.__len__(self._read())
+
+    def keys(self) -> KeysView[str]:
+        return dict.keys(self._read())
+
+    def values(self) -> ValuesView[Any]:
+        return dict.values(self._read())
+
+    def items(self) -> ItemsView[str, Any]:
+        return dict.items(self._read())
+
+
+def _styles(*names: str) -> AtHand:
+    """Functions of modules that enter styles of tensor parallelism, with numbers of shards."""
+
+    def made(module: StandIn) -> Mapping[str, Any]:
+        from transformers.distributed.parallel_utils import ParallelInterface
+
+        if not isinstance(ParallelInterface._global_mapping, _Registry):
+            ParallelInterface._global_mapping = _Registry(ParallelInterface._global_mapping, _STYLES)
+        return functions(*names)(module)
+
+    return made
+
+
+_FSDP: Final = "torch.distributed.fsdp"
+
+ALONE: Final[Mapping[str, AtHand]] = MappingProxyType(
+    {
+        _DTENSOR: later(
+            *("DTensor", "Partial", "Replicate", "Shard", "distribute_tensor"),
+            inside={
+                "placement_types": ("Shard", "_StridedShard"),
+                "_utils": ("compute_local_shape_and_global_offset",),
+            },
+        ),
+        "torch.distributed._composable.fsdp": later("fully_shard", after=(_DTENSOR, _FSDP)),
+        _FSDP: later("CPUOffloadPolicy", "MixedPrecisionPolicy", after=(_DTENSOR,)),
+        "torch.distributed.checkpoint": later(
+            inside={"hf_storage": ("HuggingFaceStorageReader", "HuggingFaceStorageWriter")}, after=(_DTENSOR,)
+        ),
+        _STYLES[0]: _styles("apply_expert_parallelism"),
+        _STYLES[1]: _styles(
+            *("apply_tensor_parallelism", "gather_state_dict_for_save", "get_kv_heads_per_rank", "verify_tp_plan")
+        ),
+        "torch.export": nothing,
+    }
+)
+"""What waits besides in a process that trains alone: tensors on several devices (with sympy), and exports of graphs."""
