@@ -8,17 +8,19 @@ what can be done, are the same. `LLAMAFARM_LEAN_IMPORTS=off` has everything impo
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import sys
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import MappingProxyType, ModuleType, SimpleNamespace
-from typing import Any, Final, Self
+from types import FrameType, MappingProxyType, ModuleType, SimpleNamespace
+from typing import Any, Final
 
+from llamafarm.models.alone import ALONE, DTENSOR
 from llamafarm.models.later import later
+from llamafarm.models.listing import listed_once
 from llamafarm.models.stand_in import (
     AtHand,
     StandIn,
@@ -41,12 +43,12 @@ def lean_imports() -> Iterator[None]:
 
     Importing makes a million objects and hardly any garbage. The collector would look through all of them again and
     again, and twice more when the process ends: with what is imported, that took a third of the time. What is there at
-    the end is left out of all later collections (`gc.freeze`); what was garbage before is collected first.
+    the end is left out of all later collections (`gc.freeze`); what was garbage just before is collected first.
     """
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
         yield
         return
-    with _uncollected(), waiting(_waiting_here()), _listed_once():
+    with _uncollected(), waiting(_waiting_here()), listed_once(), _places_only():
         yield
         _tell_peft()
 
@@ -57,11 +59,42 @@ def _waiting_here() -> Mapping[str, AtHand]:
 
 
 @contextmanager
+def _places_only() -> Iterator[None]:
+    """Have torch note who registers an operation by file, line and module, which is all that it keeps.
+
+    It asks for the lines around it too, 120 times while it is imported, and each time all modules are gone
+    through.
+    """
+    frame_of, module_of = inspect.getframeinfo, inspect.getmodule
+
+    def without_lines(frame: Any, context: int = 1) -> Any:
+        return frame_of(frame, 0 if _asked_by("torch._library.utils") else context)
+
+    def by_name(thing: object, _filename: str | None = None) -> ModuleType | None:
+        if isinstance(thing, FrameType) and _asked_by("torch.library"):
+            found = sys.modules.get(thing.f_globals.get("__name__", ""))
+            if found is not None and found.__dict__ is thing.f_globals:
+                return found
+        return module_of(thing, _filename)
+
+    inspect.getframeinfo, inspect.getmodule = without_lines, by_name  # type: ignore[assignment]  # a frame is an object
+    try:
+        yield
+    finally:
+        inspect.getframeinfo, inspect.getmodule = frame_of, module_of
+
+
+def _asked_by(name: str) -> bool:
+    """Whether a module called what calls this."""
+    return sys._getframe(2).f_globals.get("__name__") == name  # noqa: SLF001  # as inspect does
+
+
+@contextmanager
 def _uncollected() -> Iterator[None]:
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
-    gc.collect()
+    gc.collect(1)  # what is older was made while the command was read, and is next to nothing
     gc.disable()
     try:
         yield
@@ -69,44 +102,6 @@ def _uncollected() -> Iterator[None]:
     finally:
         gc.enable()
 
-
-@contextmanager
-def _listed_once() -> Iterator[None]:
-    """Have transformers read the names in all files of its models once: it does so for two modules, one after another.
-
-    The second list is the first one under shorter names.
-    """
-    if "transformers.models" in sys.modules:
-        yield
-        return
-    import transformers.utils.import_utils as utils
-
-    listing: Callable[..., Any] = utils.define_import_structure
-    folder = Path(utils.__file__).parents[1] / "models"
-
-    def list_once(module_path: Any, prefix: str | None = None) -> Any:
-        if prefix is not None or Path(module_path) != folder / "__init__.py":
-            return listing(module_path, prefix)
-        first = listing(folder, prefix="models")  # remembered by transformers, which has added names of its own
-        under = {
-            needs: {name: given for name, given in names.items() if name.startswith("models.")}
-            for needs, names in first.items()
-        }
-        return {
-            needs: {name.removeprefix("models."): set(given) for name, given in names.items()}
-            for needs, names in under.items()
-        }
-
-    utils.define_import_structure = list_once
-    try:
-        yield
-    finally:
-        utils.define_import_structure = listing
-
-
-_DTENSOR: Final = "torch.distributed.tensor"
-"""torch itself asks the first tensor of a foreign type whether it is a `DTensor` and remembers the class: compilers, which
-make such tensors, are executed after it."""
 
 _MARKS: Final = ("assume_constant_result", "allow_in_graph", "disallow_in_graph")
 """Decorators that hand back the function itself."""
@@ -145,7 +140,7 @@ def _dynamo(module: StandIn) -> Mapping[str, Any]:
 
         return mark
 
-    execute_before(module, _DTENSOR)
+    execute_before(module, DTENSOR)
     own = later("TransformGetItemToIndex")  # transformers' masks import it, and it imports no compiler
     wait_inside(module, "_trace_wrapped_higher_order_op", own, alone=True)
     marks = {name: marked(name) for name in _MARKS}
@@ -215,82 +210,3 @@ WAITING: Final[Mapping[str, AtHand]] = MappingProxyType(
     }
 )
 """What waits: the compiler, layers of 8 and 4 bits, and losses for pictures, which import scipy."""
-
-
-_STYLES: Final = ("transformers.distributed.expert_parallel", "transformers.distributed.tensor_parallel")
-
-
-class _Registry(dict[str, Any]):
-    """What modules that wait would enter; they are executed before it is read."""
-
-    def __init__(self, given: Mapping[str, Any], modules: Sequence[str]) -> None:
-        super().__init__(given)
-        self._modules = modules
-
-    def _read(self) -> Self:
-        for name in self._modules:
-            module = sys.modules.get(name)
-            if module is not None and is_waiting(module):
-                execute(module)
-        return self
-
-    def __missing__(self, name: str) -> Any:
-        """An entry of a module that waits."""
-        return dict(self._read())[name]
-
-    def __contains__(self, name: object) -> bool:
-        return dict.__contains__(self, name) or dict.__contains__(self._read(), name)
-
-    def __iter__(self) -> Iterator[str]:
-        return dict.__iter__(self._read())
-
-    def __len__(self) -> int:
-        return dict.__len__(self._read())
-
-    def keys(self) -> KeysView[str]:
-        return dict.keys(self._read())
-
-    def values(self) -> ValuesView[Any]:
-        return dict.values(self._read())
-
-    def items(self) -> ItemsView[str, Any]:
-        return dict.items(self._read())
-
-
-def _styles(*names: str) -> AtHand:
-    """Functions of modules that enter styles of tensor parallelism, with numbers of shards."""
-
-    def made(module: StandIn) -> Mapping[str, Any]:
-        from transformers.distributed.parallel_utils import ParallelInterface
-
-        if not isinstance(ParallelInterface._global_mapping, _Registry):
-            ParallelInterface._global_mapping = _Registry(ParallelInterface._global_mapping, _STYLES)
-        return functions(*names)(module)
-
-    return made
-
-
-_FSDP: Final = "torch.distributed.fsdp"
-
-ALONE: Final[Mapping[str, AtHand]] = MappingProxyType(
-    {
-        _DTENSOR: later(
-            *("DTensor", "Partial", "Replicate", "Shard", "distribute_tensor"),
-            inside={
-                "placement_types": ("Shard", "_StridedShard"),
-                "_utils": ("compute_local_shape_and_global_offset",),
-            },
-        ),
-        "torch.distributed._composable.fsdp": later("fully_shard", after=(_DTENSOR, _FSDP)),
-        _FSDP: later("CPUOffloadPolicy", "MixedPrecisionPolicy", after=(_DTENSOR,)),
-        "torch.distributed.checkpoint": later(
-            inside={"hf_storage": ("HuggingFaceStorageReader", "HuggingFaceStorageWriter")}, after=(_DTENSOR,)
-        ),
-        _STYLES[0]: _styles("apply_expert_parallelism"),
-        _STYLES[1]: _styles(
-            *("apply_tensor_parallelism", "gather_state_dict_for_save", "get_kv_heads_per_rank", "verify_tp_plan")
-        ),
-        "torch.export": nothing,
-    }
-)
-"""What waits besides in a process that trains alone: tensors on several devices (with sympy), and exports of graphs."""

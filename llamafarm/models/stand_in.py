@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
@@ -192,15 +193,15 @@ class _There(Loader):
 
 
 class _Finder:
-    """Finds the named modules as all others do, and has them wait."""
+    """Finds the named modules as all others do, and gives them another loader."""
 
-    def __init__(self, named: Mapping[str, AtHand]) -> None:
+    def __init__(self, named: Mapping[str, Callable[[Loader], Loader]]) -> None:
         self._named = named
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """The real module's spec, whose loader makes a stand-in; None for all other modules."""
-        at_hand = self._named.get(name)
-        if at_hand is None:
+        """The real module's spec with that loader; None for all other modules."""
+        loader = self._named.get(name)
+        if loader is None:
             return None
         for finder in sys.meta_path:
             if isinstance(finder, _Finder):
@@ -209,7 +210,7 @@ class _Finder:
             spec = cast("ModuleSpec | None", find(name, path, target)) if find is not None else None
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _StandInLoader(spec.loader, at_hand)
+                    spec.loader = loader(spec.loader)
                 return spec
         return None
 
@@ -217,12 +218,44 @@ class _Finder:
 @contextmanager
 def waiting(named: Mapping[str, AtHand]) -> Iterator[None]:
     """While it lasts, the named modules wait to be used when they are imported for the first time."""
+    with _found({name: partial(_StandInLoader, at_hand=at_hand) for name, at_hand in named.items()}):
+        yield
+
+
+@contextmanager
+def adapted(name: str, change: Callable[[ModuleType], None]) -> Iterator[None]:
+    """While it lasts, a module is changed as soon as it is executed, before any other module gets it."""
+    with _found({name: partial(_Adapting, change=change)}):
+        yield
+
+
+@contextmanager
+def _found(named: Mapping[str, Callable[[Loader], Loader]]) -> Iterator[None]:
     finder = _Finder(named)
     sys.meta_path.insert(0, cast("Any", finder))
     try:
         yield
     finally:
         sys.meta_path.remove(cast("Any", finder))
+
+
+class _Adapting(Loader):
+    """Executes a module, and changes it before anybody sees it."""
+
+    def __init__(self, loader: Loader, change: Callable[[ModuleType], None]) -> None:
+        self._loader, self._change = loader, change
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the real loader can do."""
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute it and change it."""
+        spec = module.__spec__
+        assert spec is not None
+        spec.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._change(module)
 
 
 def wait_inside(package: StandIn, name: str, at_hand: AtHand, *, alone: bool = False) -> None:
