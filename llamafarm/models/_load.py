@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def load_model(
         arguments["quantization_config"] = gptq_with_gradients()
     # libraries of such formats print banners on the way; what a command gives out stays its own
     aside = redirect_stdout(sys.stderr) if stored else nullcontext()
-    with explained(located, "model"), aside, warnings.catch_warnings(), _nothing_drawn():
+    with explained(located, "model"), aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`", category=UserWarning)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(located.source, **arguments)
     if getattr(model, "_hf_peft_config_loaded", False):  # one of the hub
@@ -94,24 +94,6 @@ def load_model(
     keep_weights_as_packed(model)
     remember_files(model, located, config)
     return model
-
-
-@contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """Draw no values for tensors without memory, which models are made of before their weights are read.
-
-    torch goes through its decompositions for it, for nothing, and imports sympy (0.2 s).
-    """
-    normal = torch.nn.init.normal_
-
-    def drawn(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        return tensor if tensor.is_meta else normal(tensor, *arguments, **options)
-
-    torch.nn.init.normal_ = drawn
-    try:
-        yield
-    finally:
-        torch.nn.init.normal_ = normal
 
 
 def load_for_generation(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import gc
 import inspect
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, Final
@@ -50,6 +52,7 @@ def lean_imports() -> Iterator[None]:
         return
     with _uncollected(), waiting(_waiting_here()), listed_once(), _places_only():
         yield
+        _be_there()
         _tell_peft()
 
 
@@ -169,6 +172,39 @@ def _disabled(module: ModuleType, fn: Callable[..., Any], options: Mapping[str, 
     return named
 
 
+def _without_symbols(module: StandIn) -> Mapping[str, Any]:
+    """Of symbolic shapes what torch asks of shapes and conditions, of those without symbols too."""
+
+    def answering(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*asked: Any, **options: Any) -> Any:
+            """Nothing is symbolic in numbers and truth values."""
+            if not options and all(map(_is_plain, asked)):
+                return plain(*asked)
+            execute(module)
+            return getattr(module, name)(*asked, **options)
+
+        return answer
+
+    return {name: answering(name, plain) for name, plain in _PLAIN.items()}
+
+
+def _is_plain(asked: Any) -> bool:
+    """Whether it is a number, a truth value or a shape, without symbols."""
+    return type(asked) in (bool, int) or (type(asked) is tuple and all(type(each) is int for each in asked))
+
+
+def _be_there() -> None:
+    """Have what torch imports in the midst of computing be there, and wait.
+
+    Models are made without memory first, and for such tensors each condition would import sympy (0.2 s), and find no
+    symbol.
+    """
+    if "torch" in sys.modules:
+        for name in _SYMBOLIC:
+            with suppress(ImportError):
+                import_module(name)
+
+
 def _tell_peft() -> None:
     """Tell PEFT that bitsandbytes has layers of 4 bits, which it asks for each adapter and remembers.
 
@@ -191,6 +227,30 @@ def _tell_peft() -> None:
             there.__dict__.pop("nn", None)
 
 
+_SYMBOLIC: Final = ("torch.fx.experimental.symbolic_shapes", "sympy")
+
+_PLAIN: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                "guard_or_false",
+                "guard_or_true",
+                "guard_size_oblivious",
+                "guarding_hint_or_throw",
+                "statically_known_true",
+            ),
+            lambda a: a,
+        ),
+        "expect_true": lambda a, _skip=0: a,
+        "has_guarding_hint": lambda _: True,
+        "is_nested_int": lambda _: False,
+        "sym_eq": operator.eq,
+        "sym_and": lambda *conditions: all(conditions),
+        "sym_or": lambda *conditions: any(conditions),
+    }
+)
+"""What functions for symbolic shapes do with plain ones."""
+
 _LOSSES: Final = {
     "d_fine": ("DFineForObjectDetectionLoss",),
     "deformable_detr": ("DeformableDetrForObjectDetectionLoss", "DeformableDetrForSegmentationLoss"),
@@ -206,7 +266,9 @@ WAITING: Final[Mapping[str, AtHand]] = MappingProxyType(
     {
         "torch._dynamo": _dynamo,
         "bitsandbytes": nothing,
+        _SYMBOLIC[0]: _without_symbols,
+        _SYMBOLIC[1]: later("Basic"),
         **{f"transformers.loss.loss_{name}": functions(*names) for name, names in _LOSSES.items()},
     }
 )
-"""What waits: the compiler, layers of 8 and 4 bits, and losses for pictures, which import scipy."""
+"""What waits: the compiler and its symbols, layers of 8 and 4 bits, and losses for pictures, which import scipy."""
