@@ -44,6 +44,10 @@ class Later(type):
             raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
         return getattr(cls.real(), name)
 
+    def __setattr__(cls, name: str, value: Any) -> None:
+        """Set it on the real one."""
+        setattr(cls.real(), name, value)
+
     def __instancecheck__(cls, instance: object) -> bool:
         """Whether it is one of the real class."""
         return not is_waiting(cls._later[0]) and isinstance(instance, cls.real())

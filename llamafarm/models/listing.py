@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import unwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,8 @@ def listed_once() -> Iterator[None]:
         return
     with adapted("transformers.utils.import_utils", _hand_over_ends):
         import transformers.utils.import_utils as utils
+    if hasattr(utils, "fetch__all__"):
+        utils.fetch__all__ = unwrap(utils.fetch__all__)
 
     listing: Callable[..., Any] = utils.define_import_structure
     folder = Path(utils.__file__).parents[1] / "models"
@@ -52,8 +56,11 @@ def _hand_over_ends(utils: ModuleType) -> None:
 
     A file has a thousand lines, and the last of them that starts with `__all__` counts.
     """
-    names: Callable[[str], list[str]] = utils.fetch__all__
+    names: Callable[[str], list[str]] | None = getattr(utils, "fetch__all__", None)
+    if names is None:  # another transformers
+        return
 
+    @wraps(names)
     def names_at_the_end(file_content: str) -> list[str]:
         return names(file_content[max(file_content.rfind("\n__all__"), 0) :])
 

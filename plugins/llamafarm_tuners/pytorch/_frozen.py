@@ -148,12 +148,12 @@ def _by_loss(
 def rounded(model: PreTrainedModel) -> bool:
     """Round a model of fp32 to what loading it in bf16 gives; False where that may be more than to round its weights.
 
-    Layers that stay in fp32, buffers that are saved too, rows of new tokens (means of rows that were rounded before),
-    and weights that are not plain.
+    Layers that stay in fp32, buffers (but frequencies of positions, always in fp32), rows of new tokens (means of rows
+    that were rounded before), and weights that are not plain.
     """
-    plain = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    saved = {name for name, value in model.state_dict().items() if value.is_floating_point()}
-    more = (model._keep_in_fp32_modules_strict, model.config.sub_configs, additions_of(model), saved - plain)  # noqa: SLF001  # no other way to ask
+    buffers = [name for name, value in model.named_buffers() if value.is_floating_point()]
+    other = [name for name in buffers if not name.endswith("inv_freq")]
+    more = (model._keep_in_fp32_modules_strict, model.config.sub_configs, additions_of(model), other)  # noqa: SLF001  # no other way to ask
     wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
     if any(more) or not wide or getattr(model, "hf_quantizer", None) is not None:
         return False
