@@ -14,8 +14,7 @@ PROGRAM = """
 import atexit, os, sys, threading, weakref
 sys.modules["torch"] = sys  # as after a training
 sys.argv = ["llamafarm", *{arguments}]
-class Left:
-    """Something to be taken apart."""
+class Left: ...
 left = Left()
 kept = weakref.finalize(left, print, "finalized")
 at_once = os._exit
