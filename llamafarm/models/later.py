@@ -40,7 +40,7 @@ class Later(type):
 
     def __getattr__(cls, name: str) -> Any:
         """What the real one has."""
-        if name.startswith("__"):  # asked of any object
+        if name.startswith("__") and is_waiting(cls._later[0]):  # asked of any object
             raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
         return getattr(cls.real(), name)
 

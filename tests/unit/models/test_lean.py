@@ -241,6 +241,28 @@ answer = [plain, isinstance(one, DTensor), isinstance(one, user.DTensor), type(b
     assert found[5] != "Later"
 
 
+def test_torch_knows_them_after_tensors_of_another_type():
+    code = f"""{ALONE}
+class Foreign(torch.Tensor):
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape)
+    def __init__(self, inner):
+        self.inner = inner
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments, options=None):
+        return cls(function(*(each.inner if isinstance(each, cls) else each for each in arguments)))
+three = (Foreign(torch.ones(2)) + 2).inner.tolist()
+before = waits("torch.distributed.tensor")  # and torch has asked it for its class
+group()
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+one = distribute_tensor(torch.arange(4.0), init_device_mesh("cpu", (1,)), [Shard(0)]).requires_grad_()
+(one * one).sum().backward()
+answer = [three, before, one.grad.to_local().tolist(), type(one.grad).__name__]
+"""
+    assert fresh(code) == [[3.0, 3.0], True, [0.0, 2.0, 4.0, 6.0], "DTensor"]
+
+
 def test_a_module_is_sharded_as_ever():
     code = f"""{ALONE}
 before = waits("torch.distributed.fsdp")
