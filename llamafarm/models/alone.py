@@ -12,8 +12,8 @@ from llamafarm.models.later import later
 from llamafarm.models.stand_in import AtHand, StandIn, execute, functions, nothing
 
 DTENSOR: Final = "torch.distributed.tensor"
-"""torch itself asks the first tensor of a foreign type whether it is a `DTensor`, and remembers what it asked. Compilers
-make such tensors: they are executed after this, so that it is the class and not what stands in for it."""
+"""torch itself asks the first tensor of a foreign type whether it is a `DTensor`, and remembers what it asked.
+Compilers make such tensors: they are executed after this, so that it is the class and not what stands in for it."""
 
 _STYLES: Final = ("transformers.distributed.expert_parallel", "transformers.distributed.tensor_parallel")
 
