@@ -20,8 +20,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PACKAGE = Path("llamafarm_tuners", "pytorch", "fast", "native")
 LIBRARY = "kernels.so"
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi")
+_V4 = ("-march=x86-64-v4", "-mprefer-vector-width=512")
 LEVELS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "x86_64": {"v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"), "v3": ("-march=x86-64-v3",)},
+    "x86_64": {
+        "v5": (*_V4, "-mavx512bf16"),
+        "v4": _V4,
+        "v3": ("-march=x86-64-v3",),
+    },
     "aarch64": {"v8": ()},
     "arm64": {"v8": ()},
 }

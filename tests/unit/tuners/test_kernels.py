@@ -21,7 +21,7 @@ from llamafarm_tuners.pytorch.fast._low import WIDEST_RANK
 from llamafarm_tuners.pytorch.fast.native import FOLDER, LIBRARY, library, load
 
 FOUND = library()
-LEVELS = {"v3": ["v3"], "v4": ["v3", "v4"], "v8": ["v8"]}.get(FOUND.level, [])
+LEVELS = {"v3": ["v3"], "v4": ["v3", "v4"], "v5": ["v3", "v4", "v5"], "v8": ["v8"]}.get(FOUND.level, [])
 built = pytest.mark.skipif(not LEVELS, reason=FOUND.told)
 
 FORMATS = (torch.float32, torch.bfloat16)

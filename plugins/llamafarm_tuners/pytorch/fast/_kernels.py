@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from llamafarm_tuners.pytorch.fast.native import Library, library
+from llamafarm_tuners.pytorch.fast.native import PAIRS, Library, library
 
 _FORMATS = (torch.float32, torch.bfloat16)
 _MAPS = Path("/proc/self/maps")
@@ -37,12 +37,11 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "down": [_pointer],
     "up": [_pointer],
     "across": [_pointer],
-    "has_pairs": [],
     "draw": [_pointer, _long, ctypes.c_double, _pointer],
     "pack": [_pointer, _long, _pointer],
     "kept": [_pointer, _pointer, _int, _long, _long, _pointer, _int, _int],
 }
-_COUNTS = ("head", "has_pairs")
+_COUNTS = ("head",)
 """Functions that return a number."""
 
 _LANES = 16
@@ -123,7 +122,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, _int if name in _COUNTS else None
             self._functions[name] = function
         self.threaded = _share_threads(found.loaded)
-        self.pairs = bool(self._functions["has_pairs"]())
+        self.pairs = found.level == PAIRS
 
     def threads(self) -> int:
         """How many threads a function may use now."""

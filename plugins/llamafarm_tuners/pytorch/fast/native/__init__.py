@@ -11,7 +11,9 @@ from llamafarm_tuners.pytorch.fast.native.digest import digest
 
 FOLDER = Path(__file__).parent
 LIBRARY = "kernels.so"
-LEVELS = {3: "x86-64-v3", 4: "x86-64-v4", 8: "ARMv8"}
+LEVELS = {3: "x86-64-v3", 4: "x86-64-v4", 5: "x86-64-v4 with AVX512_BF16", 8: "ARMv8"}
+PAIRS = "v5"
+"""The level at which pairs of bfloat16 are multiplied."""
 
 
 @dataclass(frozen=True, slots=True)

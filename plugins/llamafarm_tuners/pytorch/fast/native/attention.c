@@ -179,9 +179,9 @@ INLINE void turn_over(const uint32_t *from, size from_row, size tall, uint32_t *
 
 /* `out` is its gradient on the way back. */
 EXPORT void NAME(attend)(const Attention *of) {
-  llamafarm_share(CHOOSE(forward, of->q.half && PAIRS), of, of->documents * of->keys, of->threads);
+  llamafarm_share(CHOOSE(forward, of->q.half), of, of->documents * of->keys, of->threads);
 }
 
 EXPORT void NAME(attend_back)(const Attention *of) {
-  llamafarm_share(CHOOSE(backward, of->q.half && PAIRS), of, of->documents * of->keys, of->threads);
+  llamafarm_share(CHOOSE(backward, of->q.half), of, of->documents * of->keys, of->threads);
 }

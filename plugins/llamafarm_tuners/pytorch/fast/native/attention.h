@@ -14,7 +14,7 @@
 #endif
 
 /* c (ROWS, vectors) = a b, or more by it. A unit of a is a[row * a_row + step * a_step]. */
-TARGET INLINE void NAMED(tile)(const int vectors, size depth, const uint32_t *a, size a_row, size a_step,
+INLINE void NAMED(tile)(const int vectors, size depth, const uint32_t *a, size a_row, size a_step,
                                const uint32_t *b, size b_step, float *c, size c_row, const int add) {
   vec sums[ROWS][4];
 #pragma GCC unroll 6
@@ -39,7 +39,7 @@ TARGET INLINE void NAMED(tile)(const int vectors, size depth, const uint32_t *a,
 }
 
 /* ROWS rows of a product with `columns` (a multiple of LANES) columns; b in panels of PANEL columns. */
-TARGET static void NAMED(product)(size columns, size depth, const uint32_t *a, size a_row, size a_step,
+static void NAMED(product)(size columns, size depth, const uint32_t *a, size a_row, size a_step,
                                   const uint32_t *b, size b_step, size b_panel, float *c, size c_row, int add) {
   for (; columns > 0; columns -= PANEL, b += b_panel, c += PANEL) {
     size vectors = columns < PANEL ? columns / LANES : COLUMNS;
@@ -67,7 +67,7 @@ typedef struct {
   uint32_t *flat;                  /* all keys' or values' */
 } NAMED(Piece);
 
-TARGET static NAMED(Piece) NAMED(piece_of)(const Attention *of, size part, const int back) {
+static NAMED(Piece) NAMED(piece_of)(const Attention *of, size part, const int back) {
   size document = part / of->keys;
   NAMED(Piece) p = {.head = part % of->keys, .start = of->bounds[document], .share = of->heads / of->keys};
   p.length = of->bounds[document + 1] - p.start;
@@ -112,10 +112,10 @@ TARGET static NAMED(Piece) NAMED(piece_of)(const Attention *of, size part, const
 }
 
 /* UNIT rows of numbers as units. */
-TARGET INLINE void NAMED(pack)(const float *rows, size count, uint32_t *flat, uint32_t *deep) {
+INLINE void NAMED(pack)(const float *rows, size count, uint32_t *flat, uint32_t *deep) {
   for (size i = 0; i < count; i += LANES) {
 #if UNIT == 2
-    halves first = nearest(load(rows, i, 0)), second = nearest(load(rows + count, i, 0));
+    halves first = to_half(load(rows, i, 0)), second = to_half(load(rows + count, i, 0));
     *(halves_at *)((uint16_t *)flat + i) = first;
     *(halves_at *)((uint16_t *)flat + count + i) = second;
     if (deep) *(bits_at *)(deep + i) = widened(first) | widened(second) << 16;
@@ -126,7 +126,7 @@ TARGET INLINE void NAMED(pack)(const float *rows, size count, uint32_t *flat, ui
 }
 
 /* `count` heads from token `first` on; zeros up to `filled`. */
-TARGET static void NAMED(read)(const Attention *of, const NAMED(Piece) *p, Heads heads, size head, size first, size count,
+static void NAMED(read)(const Attention *of, const NAMED(Piece) *p, Heads heads, size head, size first, size count,
                                size filled, uint32_t *flat, uint32_t *deep) {
   size row = up(heads.count, LANES);
   memset(p->read, 0, (size_t)(UNIT * row) * sizeof(float));
@@ -144,7 +144,7 @@ TARGET static void NAMED(read)(const Attention *of, const NAMED(Piece) *p, Heads
 }
 
 /* Flat rows to panels of (units of a row, PANEL tokens); what has no token is never seen. */
-TARGET static void NAMED(across)(const uint32_t *from, size tokens, size row, uint32_t *to) {
+static void NAMED(across)(const uint32_t *from, size tokens, size row, uint32_t *to) {
   row /= UNIT;
   for (size panel = 0; panel < tokens; panel += PANEL, to += PANEL * row) {
     size here = tokens - panel < PANEL ? tokens - panel : PANEL;
@@ -157,7 +157,7 @@ TARGET static void NAMED(across)(const uint32_t *from, size tokens, size row, ui
   }
 }
 
-TARGET static void NAMED(read_keys)(const Attention *of, const NAMED(Piece) *p, const int back) {
+static void NAMED(read_keys)(const Attention *of, const NAMED(Piece) *p, const int back) {
   uint32_t *flat = UNIT == 1 ? p->v : p->flat;
   NAMED(read)(of, p, values_of(of), p->head, p->start, p->length, p->filled, flat, p->v);
   if (back) NAMED(across)(flat, p->length, p->wide, p->v_across);
@@ -169,7 +169,7 @@ TARGET static void NAMED(read_keys)(const Attention *of, const NAMED(Piece) *p, 
 INLINE size NAMED(seen_by)(const NAMED(Piece) *p, size query) { return query < p->length ? query : p->length; }
 
 /* Rows of scores (but for their scale), or of a product like it, for the keys that some row sees. */
-TARGET static void NAMED(scores)(const NAMED(Piece) *p, size first, size filled, const uint32_t *flat, size count,
+static void NAMED(scores)(const NAMED(Piece) *p, size first, size filled, const uint32_t *flat, size count,
                                  const uint32_t *across, float *to) {
   size row = up(count, LANES) / UNIT, depth = up(count, UNIT) / UNIT;
   for (size r = 0; r < filled; r += ROWS)
@@ -178,7 +178,7 @@ TARGET static void NAMED(scores)(const NAMED(Piece) *p, size first, size filled,
 }
 
 /* exp(score - largest) as flat units in place, zeros up to `depth`, and log of their sum; the sum is returned. */
-TARGET INLINE float NAMED(weigh)(float *row, size seen, size depth, float scale, float *total) {
+INLINE float NAMED(weigh)(float *row, size seen, size depth, float scale, float *total) {
   vec most = all(-INFINITY), sum = all(0);
   size i = 0;
   for (; i + LANES <= seen; i += LANES) most = larger(load(row, i, 0), most);
@@ -190,16 +190,16 @@ TARGET INLINE float NAMED(weigh)(float *row, size seen, size depth, float scale,
   float top = largest_of(most) * scale;
   for (i = 0; i < seen; i += LANES) {
     vec x = exponential(load(row, i, 0) * scale - top);
-    NAMED(keep)(row, i, x);
+    store(row, i, UNIT == 2, x);
     sum += x;
   }
-  for (; i < depth; i += LANES) NAMED(keep)(row, i, all(0));
+  for (; i < depth; i += LANES) store(row, i, UNIT == 2, all(0));
   float whole = sum_of(sum);
   *total = logf(whole) + top;
   return whole;
 }
 
-TARGET static void NAMED(forward)(const void *given, size part) {
+static void NAMED(forward)(const void *given, size part) {
   const Attention *of = given;
   NAMED(Piece) piece = NAMED(piece_of)(of, part, 0), *p = &piece;
   if (!p->length) return;
@@ -233,7 +233,7 @@ TARGET static void NAMED(forward)(const void *given, size part) {
 
 /* Scores become weights, which are zero from `seen` to `last` as the gradients of weights are; returns the sum of the
    weights times their gradients. */
-TARGET INLINE float NAMED(weigh_back)(float *row, float *of_row, size seen, size last, float scale, float total) {
+INLINE float NAMED(weigh_back)(float *row, float *of_row, size seen, size last, float scale, float total) {
   vec sum = all(0);
   size i = 0;
   for (; i + LANES <= seen; i += LANES) {
@@ -258,15 +258,15 @@ TARGET INLINE float NAMED(weigh_back)(float *row, float *of_row, size seen, size
 
 /* For UNIT rows, weights and the gradients of weights to what products take: weights as deep units in their place; the
    gradients of scores as flat units in their place, and as deep ones after the weights. */
-TARGET INLINE void NAMED(pack_back)(const NAMED(Piece) *p, float *row, float *of_row, const float *means, size last) {
+INLINE void NAMED(pack_back)(const NAMED(Piece) *p, float *row, float *of_row, const float *means, size last) {
   for (size i = 0; i < last; i += LANES) {
     vec weight = load(row, i, 0), of_score = weight * (load(of_row, i, 0) - means[0]);
 #if UNIT == 2
     vec second = load(row + p->columns, i, 0), of_second = second * (load(of_row + p->columns, i, 0) - means[1]);
-    halves one = nearest(of_score), other = nearest(of_second);
+    halves one = to_half(of_score), other = to_half(of_second);
     *(halves_at *)((uint16_t *)of_row + i) = one;
     *(halves_at *)((uint16_t *)(of_row + p->columns) + i) = other;
-    *(bits_at *)((uint32_t *)row + i) = widened(nearest(weight)) | widened(nearest(second)) << 16;
+    *(bits_at *)((uint32_t *)row + i) = widened(to_half(weight)) | widened(to_half(second)) << 16;
     *(bits_at *)((uint32_t *)row + p->columns + i) = widened(one) | widened(other) << 16;
 #else
     store(of_row, i, 0, of_score);
@@ -275,7 +275,7 @@ TARGET INLINE void NAMED(pack_back)(const NAMED(Piece) *p, float *row, float *of
 }
 
 /* The gradients of keys and values from some queries: products with the weights, and their gradients, on their side. */
-TARGET static void NAMED(add_to_keys)(const NAMED(Piece) *p, size first, size filled) {
+static void NAMED(add_to_keys)(const NAMED(Piece) *p, size first, size filled) {
   size last = NAMED(seen_by)(p, first + filled), step = UNIT * p->columns;
   const uint32_t *weights = (const uint32_t *)p->scores;
   const uint32_t *of_scores = UNIT == 1 ? (const uint32_t *)p->of_scores : weights + p->columns;
@@ -288,7 +288,7 @@ TARGET static void NAMED(add_to_keys)(const NAMED(Piece) *p, size first, size fi
   }
 }
 
-TARGET static void NAMED(backward)(const void *call, size part) {
+static void NAMED(backward)(const void *call, size part) {
   const Attention *of = call;
   NAMED(Piece) piece = NAMED(piece_of)(of, part, 1), *p = &piece;
   if (!p->length) return;

@@ -10,7 +10,6 @@
 #define TURN 5 /* states that are kept one after the other: they fit into the first cache */
 #define TOGETHER 16384 /* numbers that are one part of the work, about */
 
-typedef uint32_t bits_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint64_t pairs __attribute__((vector_size(LANES * 4)));
 typedef int64_t truths __attribute__((vector_size(LANES * 4)));
 

@@ -4,13 +4,12 @@
 
 #include "vector.h"
 
+#define ROWS 8 /* of many that are multiplied at a time */
 #define PART 64 /* rows that are one part of the work; a multiple of ROWS */
 #define WIDE 256 /* columns that are one part of `across` */
 #define MOST 64 /* ranks: WIDEST_RANK in _low.py */
 #define SPAN 512 /* units of a row of which dropped ones are left out at a time: eight rows fit into the first cache */
 #define DEEP 64 /* units of rows that are packed at a time: with 2 vectors each, they fit into the first cache */
-
-typedef uint32_t bits_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 /* `Narrow` in _kernels.py. The narrow matrix, or in `across` what takes its place: (rank, wide). The mask is one of wide
    rows, see drop.c; NULL: nothing is dropped. */
@@ -40,52 +39,28 @@ static inline uint32_t one_to_half(float x) {
 /* Units of 32 bits, of one float or of two neighbours in bfloat16, of which dropped ones become 0. */
 INLINE bits kept_float(bits x, const uint8_t *mask, size at) { return (bits)kept((vec)x, mask, at); }
 
-#define FORMAT float
-#define UNIT 1
-#define TARGET
-#define MADD(sum, x, y) ((sum) + (vec)(x) * (vec)(y))
-INLINE void keep_float(void *to, size at, vec x) { store(to, at, 0, x); }
-#include "lowrank.h"
-#undef FORMAT
-#undef UNIT
-#undef TARGET
-#undef MADD
-
-#if defined(__AVX512F__)
-#define PAIRS __builtin_cpu_supports("avx512bf16")
+#if defined(__AVX512BF16__)
 INLINE bits kept_half(bits x, const uint8_t *mask, size at) {
   uint32_t word;
   memcpy(&word, mask + at / 8, 4);
   return (bits)_mm512_maskz_mov_epi16((__mmask32)word, (__m512i)x);
 }
-#define FORMAT half
-#define UNIT 2
-#define TARGET __attribute__((target("avx512bf16")))
-#define MADD(sum, x, y) ((vec)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(x), (__m512bh)(y)))
-TARGET INLINE void keep_half(void *to, size at, vec x) {
-  *(halves_at *)((uint16_t *)to + at) = (halves)_mm512_cvtneps_pbh((__m512)x);
-}
-#include "lowrank.h"
-#define CHOOSE(name, of) ((of)->half ? name##_half : name##_float)
-#else
-#define PAIRS 0
-#define CHOOSE(name, of) name##_float
 #endif
 
-/* Whether there are products of bfloat16. */
-EXPORT int NAME(has_pairs)(void) { return PAIRS != 0; }
+#define TEXT "lowrank.h"
+#include "formats.h"
 
 EXPORT void NAME(down)(const Narrow *of) {
-  CHOOSE(pack_down, of)(of);
-  llamafarm_share(CHOOSE(down, of), of, (of->rows + PART - 1) / PART, of->threads);
+  CHOOSE(pack_down, of->half)(of);
+  llamafarm_share(CHOOSE(down, of->half), of, (of->rows + PART - 1) / PART, of->threads);
 }
 
 EXPORT void NAME(up)(const Narrow *of) {
-  CHOOSE(pack_up, of)(of);
-  llamafarm_share(CHOOSE(up, of), of, (of->rows + PART - 1) / PART, of->threads);
+  CHOOSE(pack_up, of->half)(of);
+  llamafarm_share(CHOOSE(up, of->half), of, (of->rows + PART - 1) / PART, of->threads);
 }
 
 EXPORT void NAME(across)(const Narrow *of) {
-  CHOOSE(pack_across, of)(of);
-  llamafarm_share(CHOOSE(across, of), of, (of->wide + WIDE - 1) / WIDE, of->threads);
+  CHOOSE(pack_across, of->half)(of);
+  llamafarm_share(CHOOSE(across, of->half), of, (of->wide + WIDE - 1) / WIDE, of->threads);
 }

@@ -1,13 +1,5 @@
-/* Products of many rows with an adapter's narrow matrix. This text is included once for each format, see lowrank.c.
-
-   It counts in units of 32 bits: one float, or two neighbours in bfloat16, which one instruction multiplies with two
-   others and adds to a float. MADD(sum, x, y) does that for a vector of units; UNIT is how many numbers one has. What is
-   shared by rows is packed into vectors of units first. All loops keep 16 vectors of sums. */
-
-#define ROWS 8
-#define NAMED(name) JOINED(name, FORMAT)
-#define JOINED(name, format) JOINED_(name, format)
-#define JOINED_(name, format) name##_##format
+/* Products of many rows with an adapter's narrow matrix. This text is included once for each format, see formats.h. What
+   is shared by rows is packed into vectors of units first. All loops hold 16 vectors of sums. */
 
 #if UNIT == 2
 #define UNIT_OF(first, second) (one_to_half(first) | (uint32_t)one_to_half(second) << 16)
@@ -15,11 +7,11 @@
 #define UNIT_OF(first, second) float_bits(first)
 #endif
 
-TARGET INLINE const uint32_t *NAMED(units)(const void *x, size at) {
+INLINE const uint32_t *NAMED(units)(const void *x, size at) {
   return (const uint32_t *)((const char *)x + at * (4 / UNIT));
 }
 
-TARGET INLINE bits NAMED(each)(const uint32_t *unit) {
+INLINE bits NAMED(each)(const uint32_t *unit) {
   uint32_t one;
   memcpy(&one, unit, 4);
   return one - (bits){0};
@@ -28,7 +20,7 @@ TARGET INLINE bits NAMED(each)(const uint32_t *unit) {
 /* down: out = scale * x M' of what is kept of x, M of (rank, wide). Each row of out has two vectors of sums for a block of LANES rows of M: one
    for M rounded and one for what rounding left of it, or, where that does not count, one for every other unit. */
 
-TARGET static void NAMED(pack_down)(const Narrow *of) {
+static void NAMED(pack_down)(const Narrow *of) {
   uint32_t *to = of->packed;
   for (size block = 0; block < of->rank; block += LANES)
     for (size k = 0; k < of->wide; k += UNIT) {
@@ -50,7 +42,7 @@ TARGET static void NAMED(pack_down)(const Narrow *of) {
 }
 
 /* `units` of rows of x from unit `from` on; `sums` has what came before, two for each block and row. */
-TARGET INLINE void NAMED(down_span)(const Narrow *of, const uint32_t *const *x, const int rows, const int rest, size from,
+INLINE void NAMED(down_span)(const Narrow *of, const uint32_t *const *x, const int rows, const int rest, size from,
                                     size units, vec (*sums)[2][ROWS]) {
   size turns = rest ? units : units / 2, each = rest ? 2 * LANES : LANES;
   for (size block = 0; block * LANES < of->rank; block++) {
@@ -78,7 +70,7 @@ TARGET INLINE void NAMED(down_span)(const Narrow *of, const uint32_t *const *x, 
   }
 }
 
-TARGET INLINE void NAMED(down_rows)(const Narrow *of, size row, const int rows, const int rest) {
+INLINE void NAMED(down_rows)(const Narrow *of, size row, const int rows, const int rest) {
   size all_units = of->wide / UNIT, span = of->mask ? SPAN : all_units;
   vec sums[MOST / LANES][2][ROWS];
   uint32_t left[ROWS * SPAN];
@@ -104,7 +96,7 @@ TARGET INLINE void NAMED(down_rows)(const Narrow *of, size row, const int rows, 
     }
 }
 
-TARGET static void NAMED(down)(const void *given, size part) {
+static void NAMED(down)(const void *given, size part) {
   const Narrow *of = given;
   size row = part * PART, end = row + PART < of->rows ? row + PART : of->rows;
   for (; row + ROWS <= end; row += ROWS)
@@ -121,7 +113,7 @@ TARGET static void NAMED(down)(const void *given, size part) {
 
 /* up: y += scale * x M where y is kept, M of (rank, wide). Two vectors of a row of y at a time. */
 
-TARGET static void NAMED(pack_up)(const Narrow *of) {
+static void NAMED(pack_up)(const Narrow *of) {
   uint32_t *to = of->packed;
   for (size at = 0; at < of->wide; at += LANES)
     for (size k = 0; k < of->rank; k += UNIT, to += LANES) {
@@ -130,7 +122,7 @@ TARGET static void NAMED(pack_up)(const Narrow *of) {
     }
 }
 
-TARGET INLINE void NAMED(up_rows)(const Narrow *of, size row, const int rows) {
+INLINE void NAMED(up_rows)(const Narrow *of, size row, const int rows) {
   size units = of->rank / UNIT;
   const uint32_t *x[ROWS];
 #pragma GCC unroll 8
@@ -156,13 +148,13 @@ TARGET INLINE void NAMED(up_rows)(const Narrow *of, size row, const int rows) {
         sums[t] = kept(sums[t], of->mask, entry);
         others[t] = kept(others[t], of->mask, entry + LANES);
       }
-      NAMED(keep)(of->y, y, load(of->y, y, UNIT == 2) + sums[t] * of->scale);
-      NAMED(keep)(of->y, y + LANES, load(of->y, y + LANES, UNIT == 2) + others[t] * of->scale);
+      store(of->y, y, UNIT == 2, load(of->y, y, UNIT == 2) + sums[t] * of->scale);
+      store(of->y, y + LANES, UNIT == 2, load(of->y, y + LANES, UNIT == 2) + others[t] * of->scale);
     }
   }
 }
 
-TARGET static void NAMED(up)(const void *given, size part) {
+static void NAMED(up)(const void *given, size part) {
   const Narrow *of = given;
   size row = part * PART, end = row + PART < of->rows ? row + PART : of->rows;
   for (; row + ROWS <= end; row += ROWS) NAMED(up_rows)(of, row, ROWS);
@@ -171,7 +163,7 @@ TARGET static void NAMED(up)(const void *given, size part) {
 
 /* across: out = scale * x' y of what is kept of y, out of (rank, wide) in float32: sums over rows. Some rows of y are packed at a time. */
 
-TARGET static void NAMED(pack_across)(const Narrow *of) {
+static void NAMED(pack_across)(const Narrow *of) {
   uint32_t *to = of->packed;
   for (size row = 0; row < of->rows; row += UNIT, to += of->rank)
     for (size j = 0; j < of->rank; j++) {
@@ -184,7 +176,7 @@ TARGET static void NAMED(pack_across)(const Narrow *of) {
     }
 }
 
-TARGET INLINE void NAMED(across_ranks)(const Narrow *of, const uint32_t *y, size first, size units, size rank,
+INLINE void NAMED(across_ranks)(const Narrow *of, const uint32_t *y, size first, size units, size rank,
                                        const int ranks, float *out) {
   vec sums[ROWS], others[ROWS];
   const uint32_t *x = of->packed + first * of->rank + rank;
@@ -207,13 +199,13 @@ TARGET INLINE void NAMED(across_ranks)(const Narrow *of, const uint32_t *y, size
 }
 
 /* A vector of a row of y in float32, what is dropped left out. */
-TARGET INLINE bits NAMED(row_of)(const Narrow *of, size row, size at) {
+INLINE bits NAMED(row_of)(const Narrow *of, size row, size at) {
   vec y = load(of->y, row * of->y_row + at, UNIT == 2);
   return (bits)(of->mask ? kept(y, of->mask, row * of->wide + at) : y);
 }
 
 /* `units` of rows of two vectors of y from `row` and `at` on. */
-TARGET INLINE void NAMED(pack_rows)(const Narrow *of, size row, size at, size units, uint32_t *to) {
+INLINE void NAMED(pack_rows)(const Narrow *of, size row, size at, size units, uint32_t *to) {
   for (size u = 0; u < units; u++, row += UNIT) {
     __builtin_prefetch(NAMED(units)(of->y, row * of->y_row + at + 2 * LANES), 0, 2);
     if (UNIT == 2) __builtin_prefetch(NAMED(units)(of->y, (row + 1) * of->y_row + at + 2 * LANES), 0, 2);
@@ -228,7 +220,7 @@ TARGET INLINE void NAMED(pack_rows)(const Narrow *of, size row, size at, size un
   }
 }
 
-TARGET static void NAMED(across)(const void *given, size part) {
+static void NAMED(across)(const void *given, size part) {
   const Narrow *of = given;
   uint32_t y[DEEP * 2 * LANES];
   size from = part * WIDE, width = of->wide - from < WIDE ? of->wide - from : WIDE;
@@ -253,7 +245,3 @@ TARGET static void NAMED(across)(const void *given, size part) {
 }
 
 #undef UNIT_OF
-#undef NAMED
-#undef JOINED
-#undef JOINED_
-#undef ROWS

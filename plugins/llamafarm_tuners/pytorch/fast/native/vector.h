@@ -36,6 +36,7 @@ typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 typedef uint32_t bits __attribute__((vector_size(LANES * 4)));
 typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
 typedef float vec_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint32_t bits_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint16_t halves_at __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 
 INLINE vec all(float x) { return x - (vec){0}; }
@@ -65,14 +66,20 @@ INLINE halves narrowed(bits x) { return __builtin_convertvector(x, halves); }
 #endif
 
 /* To bfloat16, to nearest, ties to even; NaN stays NaN. */
-INLINE bits half_bits(vec x) {
+#if defined(__AVX512BF16__)
+INLINE halves to_half(vec x) { return (halves)_mm512_cvtneps_pbh((__m512)x); }
+#else
+INLINE halves to_half(vec x) {
   bits b = (bits)x;
-  bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  bits nearest = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
   ints nan = x != x;
-  return ((bits)nan & 0x7fc0) | (~(bits)nan & rounded);
+  return narrowed(((bits)nan & 0x7fc0) | (~(bits)nan & nearest));
 }
+#endif
 
-INLINE vec rounded(vec x) { return (vec)(half_bits(x) << 16); }
+INLINE vec from_half(halves x) { return (vec)(widened(x) << 16); }
+
+INLINE vec rounded(vec x) { return from_half(to_half(x)); }
 
 INLINE float one_from_half(uint16_t x) {
   uint32_t wide = (uint32_t)x << 16;
@@ -82,13 +89,13 @@ INLINE float one_from_half(uint16_t x) {
 }
 
 INLINE vec load(const void *from, size at, int half) {
-  if (half) return (vec)(widened(*(const halves_at *)((const uint16_t *)from + at)) << 16);
+  if (half) return from_half(*(const halves_at *)((const uint16_t *)from + at));
   return *(const vec_at *)((const float *)from + at);
 }
 
 INLINE void store(void *to, size at, int half, vec x) {
   if (half)
-    *(halves_at *)((uint16_t *)to + at) = narrowed(half_bits(x));
+    *(halves_at *)((uint16_t *)to + at) = to_half(x);
   else
     *(vec_at *)((float *)to + at) = x;
 }
