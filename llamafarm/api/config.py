@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -71,6 +72,19 @@ Count = Annotated[int, Field(ge=1)]
 def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
+
+def _steps(value: int) -> int:
+    if value == 0 or value < -1:
+        raise ValueError(f"a number of steps, or -1, is expected, got {value}")
+    return value
+
+
+Steps = Annotated[
+    int,
+    AfterValidator(_steps),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "integer", "const": -1}]}),
+]
+"""A number of steps; what -1 means the field says."""
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])]
 """A list of texts; one alone needs no list."""
@@ -438,7 +452,7 @@ class TrainingConfig(Config):
     )
     # duration
     num_epochs: Positive = Field(3.0, description="Passes over the training rows.")
-    max_steps: int = Field(-1, description="Optimizer steps; above 0 it overrides num_epochs.")
+    max_steps: Steps = Field(-1, description="Optimizer steps, instead of num_epochs; -1: num_epochs decides.")
     # optimization
     learning_rate: NonNegative = Field(2e-4, description="Peak learning rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
@@ -467,7 +481,7 @@ class TrainingConfig(Config):
     eval_strategy: Literal["auto", "no", "steps", "epoch"] = Field(
         "auto", description="When to evaluate held-out rows; `auto`: each eval_steps if given, else each epoch."
     )
-    eval_steps: int | None = Field(
+    eval_steps: Steps | None = Field(
         None, description="Steps between evaluations; -1: each epoch; 999999 or more: never; default 100."
     )
     per_device_eval_batch_size: Count | None = Field(None, description="Rows per evaluation batch; default batch_size.")
@@ -480,7 +494,7 @@ class TrainingConfig(Config):
     early_stopping_threshold: NonNegative = Field(0.0, description="Smallest change that counts as improvement.")
     # checkpoints
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="When to write checkpoint-N.")
-    save_steps: int = Field(500, description="Steps between checkpoints; -1: each epoch; 999999 or more: never.")
+    save_steps: Steps = Field(500, description="Steps between checkpoints; -1: each epoch; 999999 or more: never.")
     save_total_limit: Count | None = Field(3, description="Checkpoints kept; the best one is kept besides.")
     load_best_model_at_end: bool = Field(False, description="Save the best checkpoint as the result, not the last.")
     metric_for_best_model: str = Field("eval_loss", description="`loss`/`eval_loss`, or another evaluation metric.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from llamafarm.api import NO_EFFECT, Event, RunPlan, TrainingResult
+from llamafarm.core.blame import blamed
 from llamafarm.core.canonical import TUNER
 from llamafarm.core.contract import settings
 from llamafarm.core.estimate import Estimate, compare, quietly
@@ -33,6 +35,7 @@ from llamafarm.versions import versions
 
 Listener = Callable[[Event], None]
 
+_LOG: Final = logging.getLogger(__name__)
 _TO_REMEMBER: Final = ("recovery", "micro_batch")
 _LEDGER: Final = ("rows", "tokens", "mask_audit", "token_loss")
 """Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
@@ -337,7 +340,9 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         interrupted = self._was_stopped(error)
-        code = error.exit_code if isinstance(error, LlamaFarmError) else ExitCode.UNEXPECTED
+        code = error.exit_code if isinstance(error, LlamaFarmError) else _unexpected(error)
+        if not (interrupted or isinstance(error, LlamaFarmError)):
+            _LOG.error("%s", "".join(traceback.format_exception(error)).rstrip())
         code = self.wishes.ending(error)[0] if interrupted else code
         self._manifest |= {
             "status": "interrupted" if interrupted else "failed",
@@ -355,6 +360,12 @@ class Run:
             return f"{reason} before the first step: nothing was written"
         command = f"llamafarm train --resume {shlex.quote(str(self.output_dir))}"
         return f"{reason}; what was trained is kept\ngo on with: {command}"
+
+
+def _unexpected(error: BaseException) -> ExitCode:
+    """The exit code of an error that nobody foresaw."""
+    plugins = blamed(error)
+    return ExitCode.UNEXPECTED if plugins is None else plugins.exit_code
 
 
 def _at_most(line: bytes, step: int) -> bool:

@@ -20,7 +20,7 @@ def check_place(output: Path, model: Path | None, *, overwrite: bool) -> None:
     Raises:
         UsageError: If it is a file, is the model itself, or holds what may not be replaced.
     """
-    if model is not None and output.resolve() == model.resolve():
+    if model is not None and os.path.realpath(output) == os.path.realpath(model):
         hint = f"use --output {output}/merged or another folder"
         raise UsageError.of("LF-USAGE-022", f"{output} is the model itself", hint=hint)
     if output.exists() and not output.is_dir():

@@ -41,6 +41,9 @@ def test_merged_equals_unmerged_and_loads_with_plain_transformers(base, base_of,
         path.name for path in (tmp_path / "out").iterdir()
     }
     assert "held-out rows of the run" in report.prompts
+    config = (tmp_path / "out" / "config.json").read_text()  # what is published tells nobody's folders
+    assert str(base_of(base).parent) not in config
+    assert str(run.parent) not in config
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
