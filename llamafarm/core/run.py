@@ -343,12 +343,14 @@ class Run:
         code = error.exit_code if isinstance(error, LlamaFarmError) else _unexpected(error)
         if not (interrupted or isinstance(error, LlamaFarmError)):
             _LOG.error("%s", "".join(traceback.format_exception(error)).rstrip())
-        code = self.wishes.ending(error)[0] if interrupted else code
+        what = f"{type(error).__name__}: {error}"
+        if interrupted:
+            code, what = self.wishes.ending(error)
         self._manifest |= {
             "status": "interrupted" if interrupted else "failed",
             "exit_code": int(code),
             "finished": now(),
-            "error": redact(f"{type(error).__name__}: {error}", self.secrets),
+            "error": redact(what, self.secrets),
         }
         if self.own.is_dir():
             with suppress(OSError):

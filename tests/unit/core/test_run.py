@@ -119,6 +119,7 @@ def test_failing_later_keeps_what_there_is_and_says_so(project, tmp_path, monkey
     assert (tmp_path / "output/half").exists()
     facts = manifest(tmp_path)
     assert (facts["status"], facts["exit_code"]) == ("interrupted", ExitCode.INTERRUPTED)
+    assert facts["error"].startswith("stopped by ")
 
 
 def test_a_numeric_failure_records_its_exit_code(project, tmp_path, monkeypatch):
