@@ -22,13 +22,13 @@ def check_place(output: Path, model: Path | None, *, overwrite: bool) -> None:
     Raises:
         UsageError: If it is a file, is the model itself, or holds what may not be replaced.
     """
-    inside = model is not None and Path(os.path.realpath(model)).is_relative_to(os.path.realpath(output))
-    if inside and os.path.realpath(model) != os.path.realpath(output):
-        message = f"{output} holds the model itself, which would go with what is replaced"
-        raise UsageError.of("LF-USAGE-022", message, hint="give another folder")
-    if inside:
+    place, real = Path(os.path.realpath(output)), Path(os.path.realpath(model)) if model is not None else None
+    if real == place:
         hint = f"use --output {output}/merged or another folder"
         raise UsageError.of("LF-USAGE-022", f"{output} is the model itself", hint=hint)
+    if real is not None and real.is_relative_to(place):
+        message = f"{output} holds the model itself, which would go with what is replaced"
+        raise UsageError.of("LF-USAGE-022", message, hint="give another folder")
     if output.exists() and not output.is_dir():
         raise UsageError.of("LF-USAGE-021", f"{output} is a file", hint="give the name of a folder")
     if not output.is_dir() or not any(output.iterdir()):
