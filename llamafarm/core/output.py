@@ -11,7 +11,8 @@ from llamafarm.core.lock import LOCK, live_owner, owned
 from llamafarm.core.record import OWN, is_run, manifest_of
 from llamafarm.errors import RunDirectoryError
 
-_LATER: Final = frozenset({OWN, "export", "training_loss.png"})
+_MEASURED: Final = "evaluation_results.json"
+_LATER: Final = frozenset({OWN, "export", "training_loss.png", _MEASURED})
 """What commands make of a run, in its folder."""
 
 BROUGHT: Final = "brought.json"
@@ -81,7 +82,7 @@ def require_outside(base: Path, folder: Path) -> None:
 def strangers(folder: Path) -> list[Path]:
     """What others put into a run's folder: what came with it from the run before, and what it did not write.
 
-    Of a run that was killed only the former is known. Exports and pictures of the run belong to it: they say nothing of
+    Of a run that was killed only the former is known. Exports, measures and pictures of the run belong to it: they say nothing of
     the one that replaces it.
     """
     written = (manifest_of(folder) or {}).get("files")
@@ -90,7 +91,8 @@ def strangers(folder: Path) -> list[Path]:
     def foreign(path: Path) -> bool:
         if path.name in brought:
             return True
-        later = path.name in _LATER or (path / EXPORTED).is_file()
+        answers = path.name == "answers.jsonl" and (folder / _MEASURED).is_file()  # which `evaluate` puts beside it
+        later = path.name in _LATER or answers or (path / EXPORTED).is_file()
         return isinstance(written, list) and path.name not in written and not later
 
     return [path for path in sorted(folder.iterdir()) if foreign(path)]

@@ -257,14 +257,38 @@ def test_what_others_put_beside_a_run_stays_when_it_is_replaced(tmp_path, dies):
     (folder / "rows.jsonl").write_text("rows")
     (folder / "inner" / "llamafarm").mkdir(parents=True)
     (folder / "export" / "gguf").mkdir(parents=True)
+    (folder / "answers.jsonl").write_text("rows too")
     (folder / "merged").mkdir()
     (folder / "merged" / "export_report.json").write_text("{}")
     for number in range(2 * dies):
         replaced(folder, f"killed-{number}", dies=True)
     replaced(folder, "three")
-    assert sorted(path.name for path in folder.iterdir()) == ["inner", "llamafarm", "model", "rows.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "answers.jsonl", "inner", "llamafarm", "model", "rows.jsonl"
+    ]  # fmt: skip
     assert ((folder / "rows.jsonl").read_text(), (folder / "model").read_text()) == ("rows", "three")
     assert not (tmp_path / ".run.before").exists()
+    (folder / "training_loss.png").touch()
+    replaced(folder, "four")
+    assert (folder / "rows.jsonl").is_file()
+    assert not (folder / "training_loss.png").exists()
+
+
+def test_measures_of_a_run_go_with_it(tmp_path):
+    folder = tmp_path / "run"
+    replaced(folder, "one")
+    for name in ("evaluation_results.json", "answers.jsonl"):
+        (folder / name).touch()
+    replaced(folder, "two")
+    assert sorted(path.name for path in folder.iterdir()) == ["llamafarm", "model"]
+
+
+def test_a_run_that_was_replaced_leaves_no_trace(tmp_path):
+    folder = tmp_path / "run"
+    replaced(folder, "one")
+    (folder / "rows.jsonl").write_text("rows")
+    replaced(folder, "two")
+    assert sorted(path.name for path in folder.iterdir()) == ["llamafarm", "model", "rows.jsonl"]
 
 
 def test_a_run_that_has_not_said_what_it_wrote_leaves_nothing_behind(tmp_path):
