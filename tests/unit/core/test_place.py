@@ -283,14 +283,6 @@ def test_measures_of_a_run_go_with_it(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["llamafarm", "model"]
 
 
-def test_a_run_that_was_replaced_leaves_no_trace(tmp_path):
-    folder = tmp_path / "run"
-    replaced(folder, "one")
-    (folder / "rows.jsonl").write_text("rows")
-    replaced(folder, "two")
-    assert sorted(path.name for path in folder.iterdir()) == ["llamafarm", "model", "rows.jsonl"]
-
-
 def test_a_run_that_has_not_said_what_it_wrote_leaves_nothing_behind(tmp_path):
     folder = tmp_path / "run"
     write_run(folder, "one")
