@@ -82,8 +82,8 @@ def require_outside(base: Path, folder: Path) -> None:
 def strangers(folder: Path) -> list[Path]:
     """What others put into a run's folder: what came with it from the run before, and what it did not write.
 
-    Of a run that was killed only the former is known. Exports, measures and pictures of the run belong to it: they say nothing of
-    the one that replaces it.
+    Of a run that was killed only the former is known. Exports, measures and pictures of the run belong to it: they say
+    nothing of the one that replaces it.
     """
     written = (manifest_of(folder) or {}).get("files")
     brought = names_brought(folder)
