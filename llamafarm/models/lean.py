@@ -8,25 +8,31 @@ what can be done, are the same. `LLAMAFARM_LEAN_IMPORTS=off` has everything impo
 from __future__ import annotations
 
 import gc
+import inspect
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import MappingProxyType, ModuleType, SimpleNamespace
+from types import FrameType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, Final
 
+from llamafarm.models.alone import ALONE, DTENSOR
+from llamafarm.models.later import later
+from llamafarm.models.listing import listed_once
 from llamafarm.models.stand_in import (
     AtHand,
     StandIn,
     afterwards,
     execute,
+    execute_before,
     functions,
     is_waiting,
-    load_inside,
     nothing,
+    wait_inside,
     waiting,
 )
 
@@ -39,14 +45,51 @@ def lean_imports() -> Iterator[None]:
 
     Importing makes a million objects and hardly any garbage. The collector would look through all of them again and
     again, and twice more when the process ends: with what is imported, that took a third of the time. What is there at
-    the end is left out of all later collections (`gc.freeze`); what was garbage before is collected first.
+    the end is left out of all later collections (`gc.freeze`); what was garbage just before is collected first.
     """
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false"):
         yield
         return
-    with _uncollected(), waiting(WAITING), _listed_once():
+    with _uncollected(), waiting(_waiting_here()), listed_once(), _places_only():
         yield
+        _be_there()
         _tell_peft()
+
+
+def _waiting_here() -> Mapping[str, AtHand]:
+    """What waits in this process: where it is one of several, what they use together does not."""
+    return WAITING if "WORLD_SIZE" in os.environ else {**WAITING, **ALONE}
+
+
+@contextmanager
+def _places_only() -> Iterator[None]:
+    """Have torch note who registers an operation by file, line and module, which is all that it keeps.
+
+    It asks for the lines around it too, 120 times while it is imported, and each time all modules are gone
+    through.
+    """
+    frame_of, module_of = inspect.getframeinfo, inspect.getmodule
+
+    def without_lines(frame: Any, context: int = 1) -> Any:
+        return frame_of(frame, 0 if _asked_by("torch._library.utils") else context)
+
+    def by_name(thing: object, _filename: str | None = None) -> ModuleType | None:
+        if isinstance(thing, FrameType) and _asked_by("torch.library"):
+            found = sys.modules.get(thing.f_globals.get("__name__", ""))
+            if found is not None and found.__dict__ is thing.f_globals:
+                return found
+        return module_of(thing, _filename)
+
+    inspect.getframeinfo, inspect.getmodule = without_lines, by_name  # type: ignore[assignment]  # a frame is an object
+    try:
+        yield
+    finally:
+        inspect.getframeinfo, inspect.getmodule = frame_of, module_of
+
+
+def _asked_by(name: str) -> bool:
+    """Whether a module called what calls this."""
+    return sys._getframe(2).f_globals.get("__name__") == name  # noqa: SLF001  # as inspect does
 
 
 @contextmanager
@@ -54,47 +97,13 @@ def _uncollected() -> Iterator[None]:
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
-    gc.collect()
+    gc.collect(1)  # what is older was made while the command was read, and is next to nothing
     gc.disable()
     try:
         yield
         gc.freeze()
     finally:
         gc.enable()
-
-
-@contextmanager
-def _listed_once() -> Iterator[None]:
-    """Have transformers read the names in all files of its models once: it does so for two modules, one after another.
-
-    The second list is the first one under shorter names.
-    """
-    if "transformers.models" in sys.modules:
-        yield
-        return
-    import transformers.utils.import_utils as utils
-
-    listing: Callable[..., Any] = utils.define_import_structure
-    folder = Path(utils.__file__).parents[1] / "models"
-
-    def list_once(module_path: Any, prefix: str | None = None) -> Any:
-        if prefix is not None or Path(module_path) != folder / "__init__.py":
-            return listing(module_path, prefix)
-        first = listing(folder, prefix="models")  # remembered by transformers, which has added names of its own
-        under = {
-            needs: {name: given for name, given in names.items() if name.startswith("models.")}
-            for needs, names in first.items()
-        }
-        return {
-            needs: {name.removeprefix("models."): set(given) for name, given in names.items()}
-            for needs, names in under.items()
-        }
-
-    utils.define_import_structure = list_once
-    try:
-        yield
-    finally:
-        utils.define_import_structure = listing
 
 
 _MARKS: Final = ("assume_constant_result", "allow_in_graph", "disallow_in_graph")
@@ -134,7 +143,9 @@ def _dynamo(module: StandIn) -> Mapping[str, Any]:
 
         return mark
 
-    load_inside(module, "_trace_wrapped_higher_order_op")  # transformers' masks import it, and it imports no compiler
+    execute_before(module, DTENSOR)
+    own = later("TransformGetItemToIndex")  # transformers' masks import it, and it imports no compiler
+    wait_inside(module, "_trace_wrapped_higher_order_op", own, alone=True)
     marks = {name: marked(name) for name in _MARKS}
     return {"disable": disable, "graph_break": graph_break, **marks}
 
@@ -161,6 +172,39 @@ def _disabled(module: ModuleType, fn: Callable[..., Any], options: Mapping[str, 
     return named
 
 
+def _without_symbols(module: StandIn) -> Mapping[str, Any]:
+    """Of symbolic shapes what torch asks of shapes and conditions, of those without symbols too."""
+
+    def answering(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*asked: Any, **options: Any) -> Any:
+            """Nothing is symbolic in numbers and truth values."""
+            if not options and all(map(_is_plain, asked)):
+                return plain(*asked)
+            execute(module)
+            return getattr(module, name)(*asked, **options)
+
+        return answer
+
+    return {name: answering(name, plain) for name, plain in _PLAIN.items()}
+
+
+def _is_plain(asked: Any) -> bool:
+    """Whether it is a number, a truth value or a shape, without symbols."""
+    return type(asked) in (bool, int) or (type(asked) is tuple and all(type(each) is int for each in asked))
+
+
+def _be_there() -> None:
+    """Have what torch imports in the midst of computing be there, and wait.
+
+    Models are made without memory first, and for such tensors each condition would import sympy (0.2 s), and find no
+    symbol.
+    """
+    if "torch" in sys.modules:
+        for name in _SYMBOLIC:
+            with suppress(ImportError):
+                import_module(name)
+
+
 def _tell_peft() -> None:
     """Tell PEFT that bitsandbytes has layers of 4 bits, which it asks for each adapter and remembers.
 
@@ -183,6 +227,30 @@ def _tell_peft() -> None:
             there.__dict__.pop("nn", None)
 
 
+_SYMBOLIC: Final = ("torch.fx.experimental.symbolic_shapes", "sympy")
+
+_PLAIN: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                "guard_or_false",
+                "guard_or_true",
+                "guard_size_oblivious",
+                "guarding_hint_or_throw",
+                "statically_known_true",
+            ),
+            lambda a: a,
+        ),
+        "expect_true": lambda a, _skip=0: a,
+        "has_guarding_hint": lambda _: True,
+        "is_nested_int": lambda _: False,
+        "sym_eq": operator.eq,
+        "sym_and": lambda *conditions: all(conditions),
+        "sym_or": lambda *conditions: any(conditions),
+    }
+)
+"""What functions for symbolic shapes do with plain ones."""
+
 _LOSSES: Final = {
     "d_fine": ("DFineForObjectDetectionLoss",),
     "deformable_detr": ("DeformableDetrForObjectDetectionLoss", "DeformableDetrForSegmentationLoss"),
@@ -198,7 +266,9 @@ WAITING: Final[Mapping[str, AtHand]] = MappingProxyType(
     {
         "torch._dynamo": _dynamo,
         "bitsandbytes": nothing,
+        _SYMBOLIC[0]: _without_symbols,
+        _SYMBOLIC[1]: later("Basic"),
         **{f"transformers.loss.loss_{name}": functions(*names) for name, names in _LOSSES.items()},
     }
 )
-"""What waits: the compiler, layers of 8 and 4 bits, and losses for pictures, which import scipy."""
+"""What waits: the compiler and its symbols, layers of 8 and 4 bits, and losses for pictures, which import scipy."""

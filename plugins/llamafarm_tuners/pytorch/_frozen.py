@@ -22,6 +22,7 @@ from llamafarm.models.checkpoint import read_manifest
 from llamafarm.models.inner import can_select_logits
 from llamafarm.models.locate import locate
 from llamafarm.models.prequantized import described
+from llamafarm.models.vocabulary import additions_of
 from llamafarm_tuners.pytorch._batches import padded
 from llamafarm_tuners.pytorch._evaluate import sum_over_processes
 from llamafarm_tuners.pytorch._loss import token_losses
@@ -129,7 +130,7 @@ def _by_loss(
     model = load(narrow if short else wide)  # rounding what is rounded already takes nothing away
     with _in_full_precision(model):
         exact = _loss(model, rows)
-    if not short:
+    if not short and not rounded(model):
         del model
         model = load(narrow)
     off = abs(_loss(model, rows) - exact) / max(1.0, abs(exact))
@@ -142,6 +143,24 @@ def _by_loss(
     del model
     why = f"in bfloat16 the loss of the first rows is {off:.1g} off, and at most {TOLERANCE:g} is allowed"
     return wide, load(wide), why
+
+
+def rounded(model: PreTrainedModel) -> bool:
+    """Round a model of fp32 to what loading it in bf16 gives; False where that may be more than to round its weights.
+
+    Layers that stay in fp32, buffers (but frequencies of positions, always in fp32), rows of new tokens (means of rows
+    that were rounded before), and weights that are not plain.
+    """
+    buffers = [name for name, value in model.named_buffers() if value.is_floating_point()]
+    other = [name for name in buffers if not name.endswith("inv_freq")]
+    more = (model._keep_in_fp32_modules_strict, model.config.sub_configs, additions_of(model), other)  # noqa: SLF001  # no other way to ask
+    wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    if any(more) or not wide or getattr(model, "hf_quantizer", None) is not None:
+        return False
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    return True
 
 
 def _loss(model: PreTrainedModel, rows: Sequence[TokenizedRow]) -> float:

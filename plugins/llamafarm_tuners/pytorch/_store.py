@@ -154,7 +154,7 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
     for config in trained.model.peft_config.values():
         config.base_model_name_or_path = trained.base
     # left to itself PEFT would look the base model up on the hub to see whether its vocabulary has grown
-    with without_idle_warnings():
+    with without_idle_warnings(), _without_card(trained.model):
         trained.model.save_pretrained(folder, save_embedding_layers=False)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -162,6 +162,20 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
     write_json(path, config)
+
+
+@contextmanager
+def _without_card(model: nn.Module) -> Iterator[None]:
+    """Have PEFT write no card: ours takes its place."""
+    model.create_or_update_model_card = _no_card
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card
+
+
+def _no_card(output_dir: str) -> None:
+    """Write none."""
 
 
 def _require_finite(model: nn.Module) -> None:

@@ -26,6 +26,13 @@ there = sorted(name for name, module in sys.modules.items() if module is not Non
 IDLE = (
     *("torch._inductor", "torch._dynamo.symbolic_convert", "torch._functorch.aot_autograd", "torch.onnx.ops"),
     *("scipy.optimize", "bitsandbytes", "networkx", "transformers.trainer", "transformers.loss.loss_d_fine"),
+    *("sympy", "torch.fx.experimental.symbolic_shapes", "torch.distributed.tensor", "torch.distributed.tensor._api"),
+    *(
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint",
+        "torch.export",
+        "transformers.distributed.tensor_parallel",
+    ),
     *("datasets", "trl", "pandas", "sklearn", "matplotlib", "tensorboard", "llamafarm_tuners.llamafactory._launch"),
 )
 """Modules that are large, and that libraries or other commands import; not those that torch imports by itself."""
@@ -182,15 +189,166 @@ answer = [before, found[0][0].tolist(), same]
     assert fresh(code) == [False, [1], "ForObjectDetectionLoss"]
 
 
-def test_models_are_listed_as_transformers_lists_them():
-    code = """
-from llamafarm.models.lean import lean_imports
-with lean_imports():
-    import transformers.models
-    import transformers.utils.import_utils as utils
-    mine = utils.define_import_structure(transformers.models.__file__)
-utils.define_import_structure.cache_clear()
-real = utils.define_import_structure(transformers.models.__file__)
-answer = [mine == real, len(real) > 1, utils.define_import_structure.__module__]
+LISTED = """
+import hashlib, json
+from transformers.utils.import_utils import define_import_structure
+import transformers.models
+found = define_import_structure(transformers.models.__file__)
+plain = sorted([sorted(needs), sorted([name, sorted(given)] for name, given in names.items())]
+               for needs, names in found.items())
+answer = [len(plain) > 1, hashlib.sha256(json.dumps(plain).encode()).hexdigest(),
+          define_import_structure.__module__, transformers.utils.import_utils.fetch__all__.__module__]
 """
-    assert fresh(code) == [True, True, "transformers.utils.import_utils"]
+
+
+def test_models_are_listed_as_transformers_lists_them():
+    lean = "from llamafarm.models.lean import lean_imports\nwith lean_imports():\n    import transformers.models\n"
+    mine = fresh(f"{lean}{LISTED}")
+    assert mine == fresh(LISTED)
+    assert mine[0]
+
+
+ALONE = f"""{LEAN}
+import sys, tempfile
+from llamafarm.models.stand_in import is_waiting
+def group():
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{{tempfile.mkdtemp()}}/there", rank=0, world_size=1)
+def waits(name):
+    return is_waiting(sys.modules[name])
+"""
+
+
+def test_tensors_on_several_devices_come_when_they_are_used():
+    code = f"""{ALONE}
+import transformers.distributed.sharding_utils as user
+from torch.distributed.tensor import DTensor
+plain = [isinstance(torch.ones(1), DTensor), user.DTensor is DTensor, waits("torch.distributed.tensor")]
+torch.compile(lambda x: x * 2, backend="aot_eager")(torch.ones(3))  # with tensors of a type that is foreign to torch
+group()
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+mesh = init_device_mesh("cpu", (1,))
+one = distribute_tensor(torch.arange(4.0), mesh, [Shard(0)])
+both = (one + one).redistribute(mesh, [Replicate()])
+from torch.optim.optimizer import _foreach_supported_types
+answer = [plain, isinstance(one, DTensor), isinstance(one, user.DTensor), type(both).__name__, both.to_local().tolist(),
+          type(user.DTensor).__name__, type(one) in _foreach_supported_types, waits("torch.distributed.tensor")]
+"""
+    answer = [[False, True, True], True, True, "DTensor", [0.0, 2.0, 4.0, 6.0], type(type).__name__, True, False]
+    found = fresh(code)
+    answer[5] = found[5]  # whatever the type of torch's class is, it is not that of what stood in
+    assert found == answer
+    assert found[5] != "Later"
+
+
+def test_torch_knows_them_after_tensors_of_another_type():
+    code = f"""{ALONE}
+class Foreign(torch.Tensor):
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape)
+    def __init__(self, inner):
+        self.inner = inner
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments, options=None):
+        return cls(function(*(each.inner if isinstance(each, cls) else each for each in arguments)))
+three = (Foreign(torch.ones(2)) + 2).inner.tolist()
+before = waits("torch.distributed.tensor")  # and torch has asked it for its class
+group()
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+one = distribute_tensor(torch.arange(4.0), init_device_mesh("cpu", (1,)), [Shard(0)]).requires_grad_()
+(one * one).sum().backward()
+answer = [three, before, one.grad.to_local().tolist(), type(one.grad).__name__]
+"""
+    assert fresh(code) == [[3.0, 3.0], True, [0.0, 2.0, 4.0, 6.0], "DTensor"]
+
+
+def test_a_module_is_sharded_as_ever():
+    code = f"""{ALONE}
+before = waits("torch.distributed.fsdp")
+import transformers.distributed.fsdp as user
+group()
+model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+user.fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)),
+                 mp_policy=user.MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+model(torch.ones(1, 2)).sum().backward()
+from torch.distributed.tensor import DTensor
+import torch.distributed.checkpoint.state_dict as states
+whole = states.get_model_state_dict(model, options=states.StateDictOptions(full_state_dict=True))
+answer = [before, all(isinstance(p.grad, DTensor) for p in model.parameters()), sorted(whole),
+          waits("torch.distributed.fsdp"), waits("torch.distributed.checkpoint")]
+"""
+    assert fresh(code) == [True, True, ["0.bias", "0.weight", "1.bias", "1.weight"], False, False]
+
+
+def test_styles_of_tensor_parallelism_are_all_there_for_those_who_ask():
+    asked = "sorted(styles), len(styles), 'colwise' in styles, 'no such' in styles"
+    code = "from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES as styles"
+    lean = f"{ALONE}\n{code}\nbefore = waits('transformers.distributed.tensor_parallel')\n"
+    end = f"answer = [before, {asked}, type(styles['grouped_gemm']).__name__]"
+    real = "import transformers.modeling_utils\nbefore = True\n"
+    assert fresh(lean + end) == fresh(f"{real}{code}\n{end}")
+
+
+def test_one_of_several_processes_has_what_they_use_together(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert fresh(f"{ALONE}\nanswer = type(sys.modules['torch.distributed.tensor']).__name__") == "module"
+
+
+def test_a_graph_is_exported_as_ever():
+    code = f"""{ALONE}
+before = waits("torch.export")
+found = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+answer = [before, type(found).__name__, found.module()(torch.ones(1, 2)).shape[1]]
+"""
+    assert fresh(code) == [True, "ExportedProgram", 2]
+
+
+def test_shapes_without_symbols_are_answered_as_by_the_real_functions():
+    code = f"""{ALONE}
+from itertools import product
+from llamafarm.models.lean import _PLAIN
+name = "torch.fx.experimental.symbolic_shapes"
+import torch.fx.experimental.symbolic_shapes as shapes
+truths, numbers, tuples = [True, False], [0, 1, 7, -1], [(), (1, 2), (1, 3), (1, 2, 3)]
+asked = {{name: [(a,) for a in truths] for name in _PLAIN}}
+asked["has_guarding_hint"] = asked["is_nested_int"] = asked["guarding_hint_or_throw"] = [(a,) for a in truths + numbers]
+asked["sym_and"] = asked["sym_or"] = [a for n in (1, 2, 3) for a in product(truths, repeat=n)]
+asked["sym_eq"] = [*product(numbers, repeat=2), *product(tuples, repeat=2)]
+asked["expect_true"].append((True, 1))
+def answers():
+    return [[name, [repr(getattr(shapes, name)(*a)) for a in asked[name]]] for name in sorted(_PLAIN)]
+first, before = answers(), waits(name)
+try:
+    shapes.guard_or_false(torch.ones(1))
+except AssertionError as error:  # its own
+    said = str(error)
+answer = [before, waits(name), first == answers(), "bool" in said, len(first)]
+"""
+    assert fresh(code) == [True, False, True, True, 11]
+
+
+def test_a_model_without_memory_needs_no_symbols_and_a_compiler_gets_them():
+    code = f"""{ALONE}
+with torch.device("meta"):
+    embedding = torch.nn.Embedding(8, 4)
+    steps = 1.0 / (10000 ** (torch.arange(0, 8, 2, dtype=torch.float) / 8))
+before = [waits("sympy"), embedding.weight.shape[0], steps.shape[0], str(steps.device)]
+twice = torch.compile(lambda x: x * x.shape[0], dynamic=True, backend="eager")
+answer = [before, [twice(torch.ones(n)).sum().item() for n in (3, 5)], waits("sympy")]
+"""
+    assert fresh(code) == [[True, 8, 4, "meta"], [9.0, 25.0], False]
+
+
+def test_torch_notes_who_registers_an_operation_as_ever():
+    code = """
+import torch
+from torch._library.simple_registry import singleton
+entries = singleton._data
+answer = sorted([name, str(getattr(entry.fake_impl, "kernels", [])and [k.source for k in entry.fake_impl.kernels])]
+                for name, entry in entries.items())
+"""
+    lean = f"from llamafarm.models.lean import lean_imports\nwith lean_imports():\n    import torch\n{code}"
+    mine, real = (dict(fresh(each)) for each in (lean, code))
+    assert len(mine) > 20
+    assert {name: real[name] for name in mine} == mine  # without what only waiting modules register

@@ -9,7 +9,18 @@ from threading import Barrier, Thread
 
 import pytest
 
-from llamafarm.models.stand_in import StandIn, afterwards, functions, is_waiting, load_inside, nothing, waiting
+from llamafarm.models.later import Later, later
+from llamafarm.models.stand_in import (
+    StandIn,
+    adapted,
+    afterwards,
+    execute_before,
+    functions,
+    is_waiting,
+    nothing,
+    wait_inside,
+    waiting,
+)
 
 PACKAGE = """
 import builtins
@@ -83,21 +94,108 @@ def test_a_function_at_hand_executes_it_when_called_and_gives_way(heavy):
     assert flat.double.__code__.co_filename.endswith("flat_one.py")
 
 
-def test_a_module_inside_may_be_there_before_the_package(heavy):
-    def at_hand(module: StandIn):
-        load_inside(module, "apart")
-        load_inside(module, "of_another_version")
+def test_a_module_inside_may_be_there_before_the_package_and_needs_nothing_of_it(heavy):
+    def made(module: StandIn):
+        wait_inside(module, "apart", nothing, alone=True)
         return {}
 
-    with waiting({"heavy_one": at_hand}):
+    with waiting({"heavy_one": made}):
         apart = importlib.import_module("heavy_one.apart")
+    assert is_waiting(apart)
     assert apart.value == 3
     assert heavy() == 0
-    import heavy_one
+    assert not is_waiting(apart)
+    assert sys.modules["heavy_one"].double(2) == 4
+    assert sys.modules["heavy_one"].apart is apart
+    assert heavy() == 1
 
-    assert heavy_one.double(1) == 2
-    assert heavy_one.apart is apart
-    assert sys.modules["heavy_one.apart"] is apart
+
+@pytest.mark.parametrize("used", ["inner.deep", "Thing", "inner"])
+def test_a_package_gets_from_inside_what_is_real(heavy, used):
+    with waiting({"heavy_one": later("Thing", inside={"inner": ("deep",)})}):
+        from heavy_one import Thing
+        from heavy_one.inner import deep
+    package = sys.modules["heavy_one"]
+    assert heavy() == 0
+    assert isinstance(deep, Later)
+    assert not isinstance(3, Thing)
+    assert heavy() == 0
+    assert package.inner is sys.modules["heavy_one.inner"]
+    str(eval(f"package.{used}").__class__)  # a module, a class that waits, a class that waits inside
+    package.double(2)
+    assert heavy() == 1
+    assert package.inner.deep == package.deep == "deep"
+    assert type(package.Thing) is type
+
+
+def test_a_module_inside_is_imported_once_however_it_is_reached(heavy):
+    with waiting({"heavy_one": nothing}):
+        importlib.import_module("heavy_one")
+    inner = importlib.import_module("heavy_one.inner")  # the package imports it too
+    assert sys.modules["heavy_one"].inner is inner is sys.modules["heavy_one.inner"]
+    assert inner.__spec__.loader is inner.__loader__
+    assert importlib.reload(inner) is inner
+    assert heavy() == 1
+
+
+def test_a_class_that_waits_is_the_real_one_in_every_use(heavy):
+    with waiting({"heavy_one": later("Thing", "double")}):
+        from heavy_one import Thing, double
+    assert not issubclass(int, Thing)
+    assert heavy() == 0
+    assert double(2) == 4
+    real = sys.modules["heavy_one"].Thing
+    assert type(real) is type
+    assert real is not Thing
+    assert type(Thing()) is real
+    assert isinstance(real(), Thing)
+    assert isinstance(real(), int | Thing)
+    assert issubclass(real, Thing)
+    assert class_of(Thing).__mro__[1] is real
+    Thing.mark = 3
+    assert real.mark == Thing.mark == 3
+    with pytest.raises(AttributeError):
+        _ = Thing.nothing_of_the_kind
+    assert heavy() == 1
+
+
+def class_of(base: type) -> type:
+    class Made(base):
+        """Made of it."""
+
+    return Made
+
+
+def test_what_is_needed_is_executed_before(heavy):
+    def made(module: StandIn):
+        execute_before(module, "heavy_one", "no_such_one")
+        return {}
+
+    with waiting({"heavy_one": nothing, "flat_one": made}):
+        importlib.import_module("heavy_one")
+        flat = importlib.import_module("flat_one")
+    seen: list[bool] = []
+    afterwards(sys.modules["heavy_one"], lambda: seen.append(is_waiting(flat)))
+    assert flat.double(2) == 4
+    assert seen == [True]
+
+
+def test_a_package_that_fails_keeps_what_waits_inside(heavy, tmp_path):
+    (tmp_path / "heavy_one" / "__init__.py").write_text("raise RuntimeError('broken')\n")
+    with waiting({"heavy_one": later("Thing", inside={"inner": ("deep",)})}):
+        from heavy_one.inner import deep
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken"):
+            deep()
+    assert sys.modules["heavy_one.inner"].deep is deep
+
+
+def test_a_module_is_changed_before_anybody_has_it(heavy):
+    with adapted("flat_one", lambda module: setattr(module, "double", lambda x: 3 * x)):
+        from user_one import double
+    assert double(2) == 6
+    assert sys.modules["flat_one"].__spec__.loader is sys.modules["flat_one"].__loader__
+    assert importlib.reload(sys.modules["flat_one"]).double(2) == 4
 
 
 def test_a_module_that_fails_says_so_whenever_it_is_used(heavy):

@@ -35,6 +35,21 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_the_card_is_written_once_and_peft_writes_its_own_elsewhere(tmp_path, trained, monkeypatch):
+    seen = []
+    real = type(trained.model).create_or_update_model_card
+    monkeypatch.setattr(type(trained.model), "create_or_update_model_card", lambda *_: seen.append(1))
+    (tmp_path / "ours").mkdir()
+    write_model(trained, tmp_path / "ours")
+    assert not seen
+    assert (tmp_path / "ours" / "README.md").read_text() == model_card(
+        trained.base_name, trained.facts, trained.adapter_kind
+    )
+    monkeypatch.setattr(type(trained.model), "create_or_update_model_card", real)
+    trained.model.save_pretrained(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "README.md").is_file()
+
+
 def test_a_checkpoint_is_a_complete_adapter_folder(tmp_path, trained):
     path = checkpoints(tmp_path, trained).save(3, None)
     assert names(tmp_path) == ["checkpoint-3"]
