@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -72,6 +73,29 @@ def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _named(value: str) -> str:
+    if not value.strip():
+        raise ValueError("it is empty; was a variable not set?")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_named), WithJsonSchema({"type": "string", "minLength": 1})]
+"""A path or a name: an empty one would be the working folder, with all that is in it."""
+
+
+def _steps(value: int) -> int:
+    if value == 0 or value < -1:
+        raise ValueError(f"a number of steps, or -1, is expected, got {value}")
+    return value
+
+
+Steps = Annotated[
+    int,
+    AfterValidator(_steps),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "integer", "const": -1}]}),
+]
+"""A number of steps; what -1 means the field says."""
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])]
 """A list of texts; one alone needs no list."""
 
@@ -113,12 +137,12 @@ class BaseModelConfig(Config):
     shorthand = "huggingface_id"
     exclusive = ("huggingface_id", "from_scratch")
 
-    huggingface_id: str | None = Field(
+    huggingface_id: Name | None = Field(
         None, description="Hub id, folder of a Hugging Face model, or `builtin:NAME` for a model that ships with us."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     from_scratch: ScratchConfig | None = Field(None, description="Start from random weights instead.")
-    cache_dir: str | None = Field(None, description="Where hub models are cached; the hub's own default if absent.")
+    cache_dir: Name | None = Field(None, description="Where hub models are cached; the hub's own default if absent.")
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the frozen base; trainable weights are fp32 all the same."
     )
@@ -205,13 +229,13 @@ Column = Literal[
 class RowsConfig(Config):
     """Where rows are, and what they look like."""
 
-    path: str | None = Field(
+    path: Name | None = Field(
         None,
         description="File (jsonl, json, csv, tsv, parquet, txt; also .gz, .zst), folder, pattern, or hub id "
         "(OWNER/NAME, OWNER/NAME:SPLIT), or a name in dataset_info.json; `#N` behind it takes N rows by chance.",
     )
     subset: str | None = Field(None, description="Configuration of a hub dataset that has several.")
-    dataset_dir: str | None = Field(
+    dataset_dir: Name | None = Field(
         None,
         description="Folder of a dataset_info.json, whose names `path` may give; by default that of the strategy, "
         "the working folder, or `data` in it.",
@@ -279,7 +303,7 @@ class DatasetConfig(RowsConfig):
     shorthand = "path"
     exclusive = ("path", "generate", "sources")
 
-    eval_path: str | None = Field(None, description="Held-out rows; without it the data splitter decides.")
+    eval_path: Name | None = Field(None, description="Held-out rows; without it the data splitter decides.")
     sources: tuple[SourceConfig, ...] | None = Field(
         None, description="Several sources of rows, mixed in a seeded order."
     )
@@ -438,7 +462,7 @@ class TrainingConfig(Config):
     )
     # duration
     num_epochs: Positive = Field(3.0, description="Passes over the training rows.")
-    max_steps: int = Field(-1, description="Optimizer steps; above 0 it overrides num_epochs.")
+    max_steps: Steps = Field(-1, description="Optimizer steps, instead of num_epochs; -1: num_epochs decides.")
     # optimization
     learning_rate: NonNegative = Field(2e-4, description="Peak learning rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
@@ -467,7 +491,7 @@ class TrainingConfig(Config):
     eval_strategy: Literal["auto", "no", "steps", "epoch"] = Field(
         "auto", description="When to evaluate held-out rows; `auto`: each eval_steps if given, else each epoch."
     )
-    eval_steps: int | None = Field(
+    eval_steps: Steps | None = Field(
         None, description="Steps between evaluations; -1: each epoch; 999999 or more: never; default 100."
     )
     per_device_eval_batch_size: Count | None = Field(None, description="Rows per evaluation batch; default batch_size.")
@@ -480,7 +504,7 @@ class TrainingConfig(Config):
     early_stopping_threshold: NonNegative = Field(0.0, description="Smallest change that counts as improvement.")
     # checkpoints
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="When to write checkpoint-N.")
-    save_steps: int = Field(500, description="Steps between checkpoints; -1: each epoch; 999999 or more: never.")
+    save_steps: Steps = Field(500, description="Steps between checkpoints; -1: each epoch; 999999 or more: never.")
     save_total_limit: Count | None = Field(3, description="Checkpoints kept; the best one is kept besides.")
     load_best_model_at_end: bool = Field(False, description="Save the best checkpoint as the result, not the last.")
     metric_for_best_model: str = Field("eval_loss", description="`loss`/`eval_loss`, or another evaluation metric.")
@@ -535,7 +559,7 @@ class TrainingConfig(Config):
     data_seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Seed of the row order alone; default: seed."
     )
-    resume_from_checkpoint: bool | str | None = Field(
+    resume_from_checkpoint: bool | Name | None = Field(
         None,
         description="Go on with an interrupted run: its folder or one of its checkpoints; true: with the run in "
         "output_dir, or begin it if there is none.",
@@ -597,5 +621,5 @@ class FineTunerConfig(Config):
     method: tuple[Any, ...] = Field((), description="How parameters are adapted: one method, or a list that stacks.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Hyper-parameters.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Measures after training.")
-    output_dir: str = Field("./output", description="Where the run writes.")
+    output_dir: Name = Field("./output", description="Where the run writes.")
     overwrite_output_dir: bool = Field(False, description="Replace an earlier run of ours in output_dir.")

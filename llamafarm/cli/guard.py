@@ -119,12 +119,16 @@ def _fail(session: Session, error: LlamaFarmError) -> ExitCode:
 
 def _crash(session: Session, error: Exception) -> ExitCode:
     from llamafarm.cli.crash import write_report
+    from llamafarm.core.blame import blamed
 
     if session.debug:
         _traceback(session, error)
+    report = write_report(session, error)
+    if (plugins := blamed(error, report)) is not None:
+        show_problems(session, plugins.problems)
+        return plugins.exit_code
     summary = f"{type(error).__name__}: {error}".partition("\n")[0]
-    problem = Problem("LF-INTERNAL-001", f"unexpected failure: {summary}", hint=write_report(session, error))
-    show_problems(session, [problem])
+    show_problems(session, [Problem("LF-INTERNAL-001", f"unexpected failure: {summary}", hint=report)])
     return ExitCode.UNEXPECTED
 
 

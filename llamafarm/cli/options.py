@@ -63,7 +63,8 @@ def flags_from(context: typer.Context, paths: Mapping[str, str]) -> tuple[Flag, 
         if param.name in paths and value is not None and value is not False:
             given = typed(argv, param.opts)
             _refuse_contradiction(given)
-            flags.append(Flag(paths[param.name], _plain(value), given[-1][0] if given else param.opts[0]))
+            spelling, text = given[-1] if given else (param.opts[0], str(value))
+            flags.append(Flag(paths[param.name], _plain(value, text), spelling))
     return tuple(flags)
 
 
@@ -86,5 +87,8 @@ def _refuse_contradiction(given: Sequence[tuple[str, str]]) -> None:
         raise UsageError.of("LF-USAGE-004", f"{spelt} are one option", hint="keep one")
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if hasattr(value, "__fspath__") else value
+def _plain(value: Any, text: str) -> Any:
+    """A path as it was typed where that is nothing: as a path it would be the working folder."""
+    if not hasattr(value, "__fspath__"):
+        return value
+    return str(value) if text else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def reproduce(
 
     session = session_of(context)
     before = run_folder(run)
-    after = output or before.with_name(f"{before.resolve().name}-reproduced")
+    after = output or before.with_name(f"{Path(os.path.realpath(before)).name}-reproduced")
     with show_progress(session, quiet=quiet or as_json) as listener:
         parts = carry_out_again(before, load_registry(), after, listener)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,7 @@ def show(
     rows = [[key.replace("_", " "), str(value)] for key, value in facts.items() if value is not None]
     told = [key for key in _TOLD if manifest.get(key)]
     rows += [[key.replace("_", " "), str(manifest[key])] for key in told]
-    rows += [["resumed", f"at step {entry.get('step')}, {entry.get('at')}"] for entry in manifest.get("resumed", ())]
+    rows += [["resumed", _resumed(entry)] for entry in manifest.get("resumed", ())]
     rows += [[name, f"step {step}: {wrong or 'whole'}"] for name, step, wrong in kept]
     show_table(session, ["WHAT", "VALUE"], rows)
 
@@ -83,6 +84,12 @@ def diff(
         show_table(session, ["PART", "WHAT", "A", "B"], [[p.kind, p.subject, str(p.one), str(p.other)] for p in parts])
     else:
         session.result("the same: configuration, data, versions, every step, and the weights")
+
+
+def _resumed(entry: Mapping[str, Any]) -> str:
+    """Where and when a run went on; one that was stopped while it loaded has no step."""
+    step = entry.get("step")
+    return f"{'before its first step' if step is None else f'at step {step}'}, {entry.get('at')}"
 
 
 def _facts(run: RunSummary) -> dict[str, Any]:

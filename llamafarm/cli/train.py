@@ -118,7 +118,7 @@ def train(
 
     session = session_of(context)
     registry = load_registry()
-    if strategy is None and resume is None and not (model and dataset):
+    if strategy is None and resume is None and (model is None or dataset is None):
         raise _no_strategy(registry, context)
     flags = (*flags_from(context, FLAGS), *_export_flags(export_to, ollama=export_ollama, gguf=export_gguf))
     request = Request(strategy, flags, tuple(sets or ()))

@@ -98,7 +98,9 @@ class _Canonicalizer:
             elif key in FineTunerConfig.model_fields or key in FineTunerConfig.aliases:
                 self.unknown(path, fields, f"it belongs under components.fine_tuner.config: {key}")
             else:
-                self.unknown(path, fields | set(COMPONENT_KEYS))
+                home = home_of(key, self.registry)
+                hint = f"it belongs under components.fine_tuner.config: {home}" if home else ""
+                self.unknown(path, fields | set(COMPONENT_KEYS), hint)
 
     def components(self, value: Any, path: Path) -> None:
         if not isinstance(value, dict):
@@ -213,7 +215,10 @@ class _Canonicalizer:
             elif key in config.aliases:
                 self.place(target, config.aliases[key], inner, (*path, key), config=config, alias=key)
             else:
-                self.unknown((*path, key), {*config.model_fields, *config.aliases})
+                tuners = target[:3] == TUNER or target[:1] == ("method",)
+                elsewhere = home_of(str(key), self.registry) if tuners else ""
+                hint = f"did you mean {elsewhere}?" if elsewhere else ""
+                self.unknown((*path, key), {*config.model_fields, *config.aliases}, hint)
 
     def blocks(self, config: type[Config], value: Any, path: Path, target: Path) -> None:
         """A list of mappings that `config` describes."""
@@ -336,6 +341,16 @@ class _Canonicalizer:
                 self.out.origins[(*target, *inner[1:])] = origin
         self.out.problems.extend(staged.out.problems)
         self.out.notices.extend(staged.out.notices)
+
+
+def home_of(key: str, registry: Registry) -> str:
+    """Where an option of the fine-tuner's blocks, or of a method, belongs: `training.seed`; empty if nowhere."""
+    for block in ("training", "base_model", "dataset", "evaluation"):
+        config = _config_of(FineTunerConfig.model_fields[block])
+        if config is not None and (key in config.model_fields or key in config.aliases):
+            return f"{block}.{key}"
+    methods = [one.component.Config for _, one in sorted(registry.family("method").items())]
+    return f"method.{key}" if any(key in one.model_fields or key in one.aliases for one in methods) else ""
 
 
 def _inside(path: Path) -> str:

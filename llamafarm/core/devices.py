@@ -16,6 +16,10 @@ from llamafarm.core.registry import Registry
 _SLOT = ("components", "hardware")
 
 
+class FailedProbe(Probe):
+    """What counts as the answer of a profile that broke: there is no device, because of that."""
+
+
 def choose_device(
     values: Mapping[str, Any], registry: Registry, instead: DeviceSpec | None = None
 ) -> tuple[str, dict[str, Probe]]:
@@ -31,10 +35,19 @@ def choose_device(
         return str(asked), {asked: profile(values, registry, asked).probe()} if asked in profiles else {}
     probes: dict[str, Probe] = {}
     for name in sorted(profiles, key=lambda name: -_class(registry, name).priority):
-        probes[name] = profile(values, registry, name).probe()
+        probes[name] = _probed(values, registry, name)
         if probes[name].device is not None:
             return name, probes
     return next(reversed(probes), "cpu"), probes
+
+
+def _probed(values: Mapping[str, Any], registry: Registry, name: str) -> Probe:
+    """What a profile answers that nobody asked for: one that breaks has no device, and says so."""
+    try:
+        return profile(values, registry, name).probe()
+    except Exception as error:  # noqa: BLE001  # a plugin's code may raise anything
+        plugin = registry.family("hardware")[name].plugin
+        return FailedProbe(None, f"left out, {plugin} failed: {type(error).__name__}: {error}")
 
 
 def profile(values: Mapping[str, Any], registry: Registry, name: str) -> HardwareProfile[Any]:

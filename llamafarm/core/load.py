@@ -11,7 +11,7 @@ from llamafarm.api.config import FineTunerConfig
 from llamafarm.api.values import DeviceSpec, Probe
 from llamafarm.core.canonical import TUNER, Canonical, canonicalize
 from llamafarm.core.compose import merge
-from llamafarm.core.devices import choose_device, device_block, suggestions
+from llamafarm.core.devices import FailedProbe, choose_device, device_block, suggestions
 from llamafarm.core.layers import Layer, Origin, Path, descend
 from llamafarm.core.overrides import Overrides
 from llamafarm.core.registry import Registry
@@ -91,6 +91,8 @@ class _Loading:
         above, overridden = self.canonical(layers, strategy)
         values = overridden.values
         device, probes = choose_device(values, self.registry, self.instead)
+        failed = [(name, probe.reason) for name, probe in probes.items() if isinstance(probe, FailedProbe)]
+        self.notices += [f"hardware profile {name!r}: {why}" for name, why in failed]
         weak = [*self.method_defaults(values), suggestions(values, self.registry, device, probes.get(device))]
         merged = merge([*weak, *_dataset_dir(source), *below, device_block(overridden, device), *above])
         if unmet := unmet_requirements(merged, self.registry):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Final
 
 from llamafarm.core.lock import LOCK, live_owner, owned
 from llamafarm.core.record import OWN, is_run, manifest_of
 from llamafarm.errors import RunDirectoryError
+
+_MEASURED: Final = "evaluation_results.json"
+_LATER: Final = frozenset({OWN, "export", "training_loss.png", _MEASURED})
+"""What commands make of a run, in its folder."""
+
+BROUGHT: Final = "brought.json"
+"""Names of what others had put into the run that was replaced."""
+
+EXPORTED: Final = "export_report.json"
+"""Marks a folder as an export."""
 
 _BEFORE_THE_MANIFEST: Final = frozenset({LOCK, "strategy.yaml", "resolved.yaml", "config.json", "run.log"})
 """What a run writes before its manifest; see `Run._write_start`."""
@@ -53,6 +65,46 @@ def check_output_dir(folder: Path, *, overwrite: bool) -> None:
             where=str(folder),
             hint=f"{go_on}add --overwrite to replace it, or choose another with --output FOLDER",
         )
+
+
+def require_outside(base: Path, folder: Path) -> None:
+    """Refuse a base model that would be taken away with the run that is replaced.
+
+    Raises:
+        RunDirectoryError: If it is in the output folder.
+    """
+    if Path(os.path.realpath(base)).is_relative_to(os.path.realpath(folder)):
+        message = f"the base model {base} is part of what --overwrite replaces"
+        hint = "choose another folder with --output FOLDER"
+        raise RunDirectoryError.of("LF-RUN-118", message, where=str(folder), hint=hint)
+
+
+def strangers(folder: Path) -> list[Path]:
+    """What others put into a run's folder: what came with it from the run before, and what it did not write.
+
+    Of a run that was killed only the former is known. Exports, measures and pictures of the run belong to it: they say
+    nothing of the one that replaces it.
+    """
+    written = (manifest_of(folder) or {}).get("files")
+    brought = names_brought(folder)
+
+    def foreign(path: Path) -> bool:
+        if path.name in brought:
+            return True
+        answers = path.name == "answers.jsonl" and (folder / _MEASURED).is_file()  # which `evaluate` puts beside it
+        later = path.name in _LATER or answers or (path / EXPORTED).is_file()
+        return isinstance(written, list) and path.name not in written and not later
+
+    return [path for path in sorted(folder.iterdir()) if foreign(path)]
+
+
+def names_brought(folder: Path) -> frozenset[str]:
+    """What others had put into the run that this one replaced."""
+    try:
+        found = json.loads((folder / OWN / BROUGHT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    return frozenset(name for name in found if isinstance(name, str)) if isinstance(found, list) else frozenset()
 
 
 def is_stillborn(folder: Path) -> bool:

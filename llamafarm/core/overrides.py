@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llamafarm.api.config import BaseModelConfig, Config, DatasetConfig, FineTunerConfig, TrainingConfig
-from llamafarm.core.canonical import TUNER
+from llamafarm.api.config import Config, FineTunerConfig
+from llamafarm.core.canonical import TUNER, home_of
 from llamafarm.core.layers import Layer, Origin, Path, descend
 from llamafarm.core.registry import Registry
 from llamafarm.core.request import Flag
@@ -34,21 +34,28 @@ class Overrides:
     problems: list[Problem]
 
     def layers(self, flags: tuple[Flag, ...], sets: tuple[str, ...]) -> list[Layer]:
-        """All, the strongest last; a flag that puts a method on the stack means the stack that `sets` choose."""
+        """All, the strongest last.
+
+        What `sets` swap takes the old component's options away, and not what is said beside it: flags and variables
+        that choose no component come after it, and a flag that puts a method on the stack means the stack it chooses.
+        """
         loose = self.registry.loose_keys()
         swaps, leaves = self.sets(sets)
-        plain = tuple(flag for flag in flags if flag.path not in loose)
+        choosing, settings = self.environment()
+        chosen = tuple(flag for flag in flags if flag.path == "method")
+        plain = tuple(flag for flag in flags if flag.path not in (*loose, "method"))
         on_top = tuple(flag for flag in flags if flag.path in loose)
-        return [self.environment(), self.flags(plain), *swaps, self.flags(on_top), *leaves]
+        return [choosing, self.flags(chosen), *swaps, settings, self.flags(plain), self.flags(on_top), *leaves]
 
-    def environment(self) -> Layer:
-        """`LLAMAFARM_TRAINING__LEARNING_RATE=1e-4` and the like."""
-        layer = Layer()
+    def environment(self) -> tuple[Layer, Layer]:
+        """`LLAMAFARM_TRAINING__LEARNING_RATE=1e-4` and the like: those of components and methods, and all others."""
+        components, others = Layer(), Layer()
         for name, text in sorted(os.environ.items()):
             if name.startswith(_PREFIX) and "__" in name:
                 path = name.removeprefix(_PREFIX).lower().replace("__", ".")
+                layer = components if path.partition(".")[0] in (*COMPONENT_KEYS, "components", "method") else others
                 self._put(layer, path, self._parse(text, name), Origin("environment", name, name))
-        return layer
+        return components, others
 
     def flags(self, flags: tuple[Flag, ...]) -> Layer:
         """Values of flags."""
@@ -109,7 +116,7 @@ class Overrides:
         elif head in self._tuner_keys():
             layer.put((*TUNER[1:], *path), value, origin)
         else:
-            self.problems.append(Problem("LF-STRATEGY-021", f"unknown key {key!r}", origin.place, _suggest(key)))
+            self.problems.append(Problem("LF-STRATEGY-021", f"unknown key {key!r}", origin.place, self._suggest(key)))
 
     def _stack(self, path: Path, value: Any) -> list[dict[str, Any]]:
         """A method stack that sets one option of one method and says nothing of the others."""
@@ -130,11 +137,9 @@ class Overrides:
         own = {key for config in configs for key in (*config.model_fields, *config.aliases)}
         return own | set(self.registry.loose_keys())
 
-
-def _suggest(key: str) -> str:
-    """Where a bare key of a nested block belongs."""
-    for block, config in (("training", TrainingConfig), ("base_model", BaseModelConfig), ("dataset", DatasetConfig)):
-        if key in config.model_fields or key in config.aliases:
-            return f"write {block}.{key}"
-    valid = [*Strategy.model_fields, *COMPONENT_KEYS, *FineTunerConfig.model_fields]
-    return nearest(key, valid) or f"known: {one_of(valid)}"
+    def _suggest(self, key: str) -> str:
+        """Where a bare key of a nested block belongs."""
+        if home := home_of(key, self.registry):
+            return f"write {home}"
+        valid = [*Strategy.model_fields, *COMPONENT_KEYS, *FineTunerConfig.model_fields]
+        return nearest(key, valid) or f"known: {one_of(valid)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from contextlib import ExitStack, suppress
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Self
 
 from llamafarm.core.lock import OwnerLock, alone_in, live_owner
-from llamafarm.core.output import check_output_dir, is_stillborn
+from llamafarm.core.output import BROUGHT, check_output_dir, is_stillborn, names_brought, strangers
 from llamafarm.core.record import OWN
 from llamafarm.errors import DiskError
+from llamafarm.files import sync_folder, write_atomically
 
 
 class NewPlace:
@@ -53,8 +55,7 @@ class NewPlace:
     def __exit__(self, *_: object) -> None:
         self._held.close()
         if self.keep:
-            if self.before.exists():
-                shutil.rmtree(self.before, ignore_errors=True)
+            _take_away(self.before, self.folder)
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # another run may be in one of them by now
@@ -70,7 +71,7 @@ class NewPlace:
         if self.folder.is_dir() and is_stillborn(self.folder):
             shutil.rmtree(self.folder)
         if self.folder.is_dir() and any(self.folder.iterdir()):
-            shutil.rmtree(self.before)
+            _take_away(self.before, self.folder)
         else:
             self.before.replace(self.folder)
 
@@ -97,12 +98,34 @@ class OldPlace:
     def __exit__(self, *exception: object) -> None:
         self._lock.__exit__(*exception)
         if exception == (None, None, None):  # it has replaced what it was to replace when it began
-            shutil.rmtree(_set_aside(Path(os.path.realpath(self._folder))), ignore_errors=True)
+            folder = Path(os.path.realpath(self._folder))
+            _take_away(_set_aside(folder), folder)
 
 
 def _set_aside(folder: Path) -> Path:
     """Where a run that is to be replaced is until the one that replaces it is worth more."""
     return folder.with_name(f".{folder.name}.before")
+
+
+def _take_away(before: Path, folder: Path) -> None:
+    """Remove a run that was replaced; what others had put beside it moves to the one that replaces it."""
+    if not before.is_dir():
+        return
+    moving = {path: _free(folder, path.name) for path in strangers(before)}
+    if moving:  # told first: whoever replaces this run, killed or not, has to know
+        names = sorted(names_brought(folder).union(moving.values()))
+        write_atomically(folder / OWN / BROUGHT, json.dumps(names) + "\n")
+    for path, name in moving.items():
+        path.replace(folder / name)
+    sync_folder(folder)  # it is there before it is gone from where it was
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _free(folder: Path, name: str) -> str:
+    """A name like this one that nothing in the folder has."""
+    while os.path.lexists(folder / name):
+        name += ".before"
+    return name
 
 
 def _in_the_way(folder: Path) -> str:

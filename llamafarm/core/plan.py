@@ -15,7 +15,7 @@ from llamafarm.core.canonical import TUNER
 from llamafarm.core.exports import export_problems
 from llamafarm.core.layers import Origin, descend, dotted
 from llamafarm.core.load import Loaded
-from llamafarm.core.output import check_output_dir
+from llamafarm.core.output import check_output_dir, require_outside
 from llamafarm.core.permissions import upload_refusal
 from llamafarm.core.registry import DEFAULT_SPLITTER, Registry
 from llamafarm.core.stacking import stack_problems
@@ -107,7 +107,9 @@ def _errors(loaded: Loaded, config: FineTunerConfig, *, new: bool) -> Iterator[L
         yield StrategyError.of("LF-STRATEGY-031", "no base model is given", hint=hint)
     if config.base_model.huggingface_id is not None:
         try:
-            locate(config.base_model.huggingface_id)
+            base = locate(config.base_model.huggingface_id)
+            if new and config.overwrite_output_dir and base.folder is not None:
+                require_outside(base.folder, Path(config.output_dir))
         except LlamaFarmError as error:
             yield _at(error, loaded.origins.get((*TUNER, "base_model", "huggingface_id")))
     try:

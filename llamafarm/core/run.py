@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from llamafarm.api import NO_EFFECT, Event, RunPlan, TrainingResult
+from llamafarm.core.blame import blamed
 from llamafarm.core.canonical import TUNER
 from llamafarm.core.contract import settings
 from llamafarm.core.estimate import Estimate, compare, quietly
@@ -21,6 +23,7 @@ from llamafarm.core.layers import dotted
 from llamafarm.core.load import Loaded
 from llamafarm.core.lock import this_process
 from llamafarm.core.manifest import manifest, now
+from llamafarm.core.output import strangers
 from llamafarm.core.place import NewPlace, OldPlace
 from llamafarm.core.plan import Planned
 from llamafarm.core.record import OWN, manifest_of
@@ -33,6 +36,7 @@ from llamafarm.versions import versions
 
 Listener = Callable[[Event], None]
 
+_LOG: Final = logging.getLogger(__name__)
 _TO_REMEMBER: Final = ("recovery", "micro_batch")
 _LEDGER: Final = ("rows", "tokens", "mask_audit", "token_loss")
 """Events that a run's result depends on: they are listed in its manifest too, each with its `step`."""
@@ -133,6 +137,9 @@ class Run:
         name = f"{loaded.strategy.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
         self.run_id = str(self._before.get("run_id", name))
         self.secrets = secrets(loaded)
+        source = loaded.source  # it may be in the folder that this run is to replace
+        self._strategy = source.path.read_text(encoding="utf-8-sig") if source else "# built from command-line flags\n"
+        self._beside = frozenset(path.name for path in strangers(self.output_dir)) if self.resume else frozenset()
         self.started = False
         self.wishes = Wishes(lambda: self._phase)
         self._phase = ""
@@ -221,7 +228,9 @@ class Run:
 
     def _reopened(self, facts: dict[str, Any]) -> dict[str, Any]:
         """The manifest of the run, which goes on."""
-        kept = {key: value for key, value in self._before.items() if key not in ("exit_code", "finished", "error")}
+        kept = {
+            key: value for key, value in self._before.items() if key not in ("exit_code", "finished", "error", "files")
+        }
         assert self.resume is not None
         changes = list(self.resume.changes)
         entry = {"at": now(), "changes": changes, "versions": versions(), "device": facts["device"]}
@@ -243,9 +252,7 @@ class Run:
 
     def _write_start(self) -> None:
         if self.resume is None:
-            source = self.loaded.source
-            text = source.path.read_text(encoding="utf-8-sig") if source else "# built from command-line flags\n"
-            write_atomically(self.own / "strategy.yaml", redact(text, self.secrets))
+            write_atomically(self.own / "strategy.yaml", redact(self._strategy, self.secrets))
         if self.resume is None or self.resume.changes:
             write_atomically(self.own / "resolved.yaml", redact(resolved_yaml(self.loaded), self.secrets))
             text = json.dumps(settings(self.loaded), indent=2, default=str)
@@ -328,8 +335,16 @@ class Run:
             "trainable_parameters": result.trainable_parameters,
             "total_parameters": result.total_parameters,
             "best_step": result.best_step,
+            "files": self._files(),
         }
         self._save_manifest()
+
+    def _files(self) -> list[str] | None:
+        """What the run has written, by name: whatever else is in its folder later is somebody else's."""
+        try:
+            return sorted({path.name for path in self.output_dir.iterdir()} - self._beside)
+        except OSError:
+            return None
 
     def _was_stopped(self, error: BaseException) -> bool:
         """Whether an error is, or came of, somebody's wish to stop."""
@@ -337,13 +352,18 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         interrupted = self._was_stopped(error)
-        code = error.exit_code if isinstance(error, LlamaFarmError) else ExitCode.UNEXPECTED
-        code = self.wishes.ending(error)[0] if interrupted else code
+        code = error.exit_code if isinstance(error, LlamaFarmError) else _unexpected(error)
+        if not (interrupted or isinstance(error, LlamaFarmError)):
+            _LOG.error("%s", "".join(traceback.format_exception(error)).rstrip())
+        what = f"{type(error).__name__}: {error}"
+        if interrupted:
+            code, what = self.wishes.ending(error)
         self._manifest |= {
             "status": "interrupted" if interrupted else "failed",
             "exit_code": int(code),
             "finished": now(),
-            "error": redact(f"{type(error).__name__}: {error}", self.secrets),
+            "error": redact(what, self.secrets),
+            "files": self._files(),
         }
         if self.own.is_dir():
             with suppress(OSError):
@@ -355,6 +375,12 @@ class Run:
             return f"{reason} before the first step: nothing was written"
         command = f"llamafarm train --resume {shlex.quote(str(self.output_dir))}"
         return f"{reason}; what was trained is kept\ngo on with: {command}"
+
+
+def _unexpected(error: BaseException) -> ExitCode:
+    """The exit code of an error that nobody foresaw."""
+    plugins = blamed(error)
+    return ExitCode.UNEXPECTED if plugins is None else plugins.exit_code
 
 
 def _at_most(line: bytes, step: int) -> bool:

@@ -57,7 +57,7 @@ def read_yaml(path: FilePath, *, kind: Kind = "strategy", preset: bool = False, 
 def display(path: FilePath) -> str:
     """A file as messages name it: relative to the working folder where that is shorter."""
     try:
-        return os.path.relpath(path) if path.resolve().is_relative_to(FilePath.cwd()) else str(path)
+        return os.path.relpath(path) if FilePath(os.path.realpath(path)).is_relative_to(FilePath.cwd()) else str(path)
     except (OSError, ValueError):
         return str(path)
 

@@ -159,6 +159,8 @@ class Auditor:
             text: str = self._tokenizer.apply_chat_template(
                 chat, tools=tools, tokenize=False, add_generation_prompt=True
             )
+        except MemoryError:  # says nothing of the template
+            raise
         except Exception:  # noqa: BLE001  # a template that refuses a beginning says nothing about it
             return None
         return text

@@ -187,6 +187,8 @@ def unreadable(path: Path, error: OSError) -> LlamaFarmError:
         folder = path.parent
         names = [entry.name for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
         hint = nearest(path.name, names) if folder.is_dir() else f"there is no folder {str(folder)!r} either"
+        if not hint and not path.is_absolute():
+            hint = f"it is looked for in the working folder, {Path.cwd()}"
         return DataError.of("LF-DATA-001", "no such file", where=where, hint=hint)
     if isinstance(error, IsADirectoryError):
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in {".jsonl", ".json"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,11 +186,11 @@ def check_outputs(inputs: Sequence[Path], outputs: Sequence[Path], *, overwrite:
     Raises:
         UsageError: With all that is wrong.
     """
-    problems, real = [], [output.resolve() for output in outputs]
+    problems, real = [], [os.path.realpath(output) for output in outputs]
     for number, output in enumerate(outputs):
         if real[number] in real[:number]:
             problems.append(Problem("LF-SPLIT-001", "two outputs are the same file", str(output), "name another file"))
-        elif real[number] in [path.resolve() for path in inputs]:
+        elif real[number] in [os.path.realpath(path) for path in inputs]:
             problems.append(Problem("LF-SPLIT-001", "an output is the input", str(output), "name another file"))
         elif output.is_dir():
             problems.append(Problem("LF-SPLIT-001", "an output is a folder", str(output), "name a file in it"))

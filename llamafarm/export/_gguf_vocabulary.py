@@ -69,6 +69,8 @@ def begins_with_bos(tokenizer: Any) -> bool:
         try:
             turns = [{"role": "user", "content": "a"}]
             return str(tokenizer.apply_chat_template(turns, tokenize=False)).startswith(tokenizer.bos_token)
+        except MemoryError:  # says nothing of the template
+            raise
         except Exception:  # noqa: BLE001  # a template raises what it likes
             return False
     return list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,10 +58,6 @@ def write(model: Any, tokenizer: Any, folder: Path, *, max_shard_size: str) -> N
         model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.pop("_name_or_path", None):
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

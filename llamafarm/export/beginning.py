@@ -65,6 +65,8 @@ def require_nowhere_else(tokenizer: Any, token: int) -> None:
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     try:
         ids = list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
+    except MemoryError:  # says nothing of the template
+        raise
     except Exception:  # noqa: BLE001  # a template raises what it likes; without one there are no conversations
         return
     if token in begun(ids, token)[1:]:
@@ -80,5 +82,7 @@ def _template_begins(tokenizer: Any, text: str) -> bool:
     """Whether the chat template writes the token first."""
     try:
         return str(tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)).startswith(text)
+    except MemoryError:  # says nothing of the template
+        raise
     except Exception:  # noqa: BLE001  # a template raises what it likes
         return False

@@ -139,6 +139,8 @@ def applied(tokenizer: Any, conversation: Conversation) -> str | None:
                 tokenize=False,
             )
         )
+    except MemoryError:  # says nothing of the template
+        raise
     except Exception:  # noqa: BLE001  # templates raise what they like
         return None
 
@@ -159,6 +161,8 @@ def _parts(tokenizer: Any) -> tuple[Mapping[str, tuple[str, str]], str] | None:
         asked = without_bos(
             tokenizer, str(tokenizer.apply_chat_template(turns[1:2], tokenize=False, add_generation_prompt=True))
         )
+    except MemoryError:  # says nothing of the template
+        raise
     except Exception:  # noqa: BLE001  # templates raise what they like
         return None
     if not asked.startswith(alone) or any(whole.count(mark) != 1 for mark in marks.values()):
@@ -184,6 +188,8 @@ def _tool_part(tokenizer: Any, turns: list[dict[str, str]]) -> dict[str, tuple[s
     try:
         text = str(tokenizer.apply_chat_template([*turns, {"role": "tool", "content": mark}], tokenize=False))
         before = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except MemoryError:  # says nothing of the template
+        raise
     except Exception:  # noqa: BLE001  # templates raise what they like
         return {}
     if not text.startswith(before) or text.count(mark) != 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llamafarm.errors import DiskError, UsageError
 from llamafarm.export.report import REPORT_FILE
@@ -20,9 +22,13 @@ def check_place(output: Path, model: Path | None, *, overwrite: bool) -> None:
     Raises:
         UsageError: If it is a file, is the model itself, or holds what may not be replaced.
     """
-    if model is not None and output.resolve() == model.resolve():
+    place, real = Path(os.path.realpath(output)), Path(os.path.realpath(model)) if model is not None else None
+    if real == place:
         hint = f"use --output {output}/merged or another folder"
         raise UsageError.of("LF-USAGE-022", f"{output} is the model itself", hint=hint)
+    if real is not None and real.is_relative_to(place):
+        message = f"{output} holds the model itself, which would go with what is replaced"
+        raise UsageError.of("LF-USAGE-022", message, hint="give another folder")
     if output.exists() and not output.is_dir():
         raise UsageError.of("LF-USAGE-021", f"{output} is a file", hint="give the name of a folder")
     if not output.is_dir() or not any(output.iterdir()):
@@ -49,6 +55,7 @@ def staged(output: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         with system_errors():
             yield temporary
+        _tell_files(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(0o644)  # the library of safetensors leaves it to the owner alone
@@ -57,12 +64,38 @@ def staged(output: Path) -> Iterator[Path]:
             if output.exists():
                 output.rename(Path(old) / output.name)
             temporary.rename(output)
+            _keep_others(Path(old) / output.name, output)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DiskError.of("LF-DISK-001", f"cannot write {output}: {reason}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tell_files(folder: Path) -> None:
+    """Say in the report what the export is made of: whatever else is there later is somebody else's."""
+    if (report := _report(folder)) is not None:
+        report["files"] = sorted(path.name for path in folder.iterdir())
+        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _keep_others(before: Path, output: Path) -> None:
+    """What others put into the export that was replaced moves to the one that replaces it."""
+    written = (_report(before) or {}).get("files")
+    if not isinstance(written, list):
+        return  # nobody knows what it wrote
+    for path in before.iterdir():
+        if path.name not in written and not os.path.lexists(output / path.name):
+            path.rename(output / path.name)
+
+
+def _report(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _sync(file: Path) -> None:

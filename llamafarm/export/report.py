@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from llamafarm.core.output import EXPORTED
 from llamafarm.errors import Problem, QualityError
 
-REPORT_FILE: Final = "export_report.json"
+REPORT_FILE: Final = EXPORTED
 """Stands in every exported folder, and marks it as one."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,5 +53,5 @@ class ExportRequest:
     @property
     def served_name(self) -> str:
         """What the server calls the model: letters, digits, dots, `-` and `_`, as it also names files."""
-        name = self.name or Path(self.model.removeprefix("builtin:")).expanduser().resolve().name
+        name = self.name or Path(os.path.realpath(Path(self.model.removeprefix("builtin:")).expanduser())).name
         return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"

@@ -11,6 +11,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except MemoryError:  # says nothing of the template
+        raise
     except Exception:  # noqa: BLE001  # such a template has no turn to end
         return None
     after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]

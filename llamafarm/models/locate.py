@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Located:
     @property
     def public_name(self) -> str:
         """A name without the path of a private folder, for what is meant to be published."""
-        return Path(self.given).expanduser().resolve().name if self.kind == "folder" else self.given
+        return Path(os.path.realpath(Path(self.given).expanduser())).name if self.kind == "folder" else self.given
 
 
 def not_whole(model: str, where: str = "") -> Problem:

@@ -49,6 +49,7 @@ def attach_lora(
         adapted = peft.get_peft_model(model, settings)
     require_placed(adapted, placement.paths)
     _keep_magnitudes_only(adapted, plain)
+    _warn_of_biases(adapted, config, run)
     return adapted
 
 
@@ -130,6 +131,16 @@ def _refuse_on_quantized(model: nn.Module, config: LoraConfig) -> None:
             "DoRA does not run on a base in 8 bits: bitsandbytes cannot give its weights back for it",
             hint="use 4 bits, or a base that is not quantized",
         )
+
+
+def _warn_of_biases(adapted: nn.Module, config: LoraConfig, run: RunContext) -> None:
+    trained = any(
+        name.endswith("bias") and parameter.requires_grad and ".modules_to_save." not in name
+        for name, parameter in adapted.named_parameters()
+    )
+    if config.bias != "none" and not trained:
+        owner = "the model has" if config.bias == "all" else "the adapted layers have"
+        run.emit("warning", message=f"bias: {config.bias} has no effect: {owner} no biases")
 
 
 def _warn_of_scale(config: LoraConfig, run: RunContext) -> None:

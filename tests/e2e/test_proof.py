@@ -76,6 +76,18 @@ def test_runs_are_listed_shown_and_compared(strategy, tmp_path, capsys):
     assert main(["runs", "diff", "a", "nowhere"]) == 9
 
 
+def test_a_resume_that_was_stopped_while_it_loaded_is_told_so(strategy, tmp_path, capsys):
+    assert main(["train", "-s", strategy, "-o", "a", "--quiet"]) == 0
+    manifest = tmp_path / "a" / "llamafarm" / "manifest.json"
+    resumed = [{"at": "2026-01-02"}, {"at": "2026-01-03", "step": 2, "exact": True}]
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"resumed": resumed}))
+    capsys.readouterr()
+    assert main(["runs", "show", "a"]) == 0
+    told = capsys.readouterr().out
+    assert "before its first step, 2026-01-02" in told
+    assert "at step 2, 2026-01-03" in told
+
+
 def test_a_run_is_reproduced_or_the_first_difference_is_named(strategy, tmp_path, capsys):
     assert main(["train", "-s", strategy, "-o", "a", "--quiet"]) == 0
     capsys.readouterr()

@@ -33,7 +33,7 @@ from llamafarm_tuners.pytorch._state import (
 )
 from llamafarm_tuners.pytorch._step import Stepper
 from llamafarm_tuners.pytorch._work import Work
-from llamafarm_tuners.pytorch.best import BestSoFar
+from llamafarm_tuners.pytorch.best import BestSoFar, without_effect
 from llamafarm_tuners.pytorch.guard import Offence
 from llamafarm_tuners.pytorch.identity import differences
 from llamafarm_tuners.pytorch.journal import trainer_state
@@ -158,6 +158,8 @@ class _Training:
 
     def start(self) -> int:
         """Put back what the run goes on from, if it does; the steps that are done."""
+        for message in without_effect(self.work.training, self._evaluating.before(self.sizes.steps)):
+            self.run.emit("notice", message=message)
         step = self._started()
         self._find_micro_batch(step)
         self.recovery.keep(self.engine, step, first=True)

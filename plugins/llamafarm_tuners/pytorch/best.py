@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llamafarm.api import TrainingConfig
+from llamafarm.api import NO_EFFECT, TrainingConfig
 
 METRICS = ("eval_loss", "eval_token_accuracy", "eval_perplexity")
 """What an evaluation can yield; the last two only with `compute_metrics`."""
@@ -14,6 +14,21 @@ METRICS = ("eval_loss", "eval_token_accuracy", "eval_perplexity")
 def full_name(metric: str) -> str:
     """`loss` → `eval_loss`."""
     return metric if metric.startswith("eval_") else f"eval_{metric}"
+
+
+def without_effect(training: TrainingConfig, evaluations: int) -> Iterator[str]:
+    """What follows the evaluations, and cannot do anything with so few.
+
+    Args:
+        training: What was asked for.
+        evaluations: How many there are before the last step.
+    """
+    count = f"{evaluations or 'no'} evaluation{'' if evaluations == 1 else 's'} before the last step"
+    if training.early_stopping and evaluations <= training.early_stopping_patience:
+        patience = training.early_stopping_patience
+        yield f"training.early_stopping: {NO_EFFECT}: {count}, and it waits for {patience} after the first"
+    if training.load_best_model_at_end and not evaluations:
+        yield f"training.load_best_model_at_end: {NO_EFFECT}: {count}; training.eval_steps says how often"
 
 
 class BestSoFar:

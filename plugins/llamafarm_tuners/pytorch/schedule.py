@@ -61,6 +61,10 @@ class Rhythm:
         """Whether it happens after `step`."""
         return self.every > 0 and step % self.every == 0
 
+    def before(self, last: int) -> int:
+        """How often it happens before the step `last`."""
+        return (last - 1) // self.every if self.every > 0 else 0
+
 
 def rhythm(strategy: Literal["no", "steps", "epoch"], every: int, sizes: Sizes) -> Rhythm:
     """Read `eval_interval` or `save_strategy`/`save_steps`: -1 steps is each epoch, 999999 never."""

@@ -17,6 +17,12 @@ def test_a_log_is_drawn(cli, tmp_path):
     assert (ended.code, ended.out) == (0, "run/training_loss.png\n")
     assert (tmp_path / "run" / "training_loss.png").read_bytes().startswith(b"\x89PNG")
     assert cli("plot-loss", "run", "--key", "loss", "-o", "other.png").code == 0
+    assert cli("plot-loss", "run", "-o", "bare").code == 0
+    assert (tmp_path / "bare").read_bytes().startswith(b"\x89PNG")
+    wrong = cli("plot-loss", "run", "-o", "rows.jsonl")
+    assert wrong.code == 2
+    assert "error: rows.jsonl: no kind of picture ends in '.jsonl'; known: " in wrong.err
+    assert "LF-USAGE-041" in wrong.err
     refused = cli("plot-loss", "run", "--key", "loss", "--key", "reward")
     assert refused.code == 3
     assert "no reward" in refused.err

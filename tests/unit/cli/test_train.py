@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from llamafarm.errors import ExitCode
+
 STRATEGY = """\
 name: mine
 fine_tuner:
@@ -167,3 +169,13 @@ def test_bad_input_is_said_and_nothing_is_written(cli, project, argv, code, mess
     assert message in ended.err
     assert "Traceback" not in ended.err
     assert files(project) == before
+
+
+@pytest.mark.parametrize("flag", ["--model", "--dataset", "--eval-dataset", "--output", "-o"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_is_not_the_working_folder(cli, tiny_dataset, flag, value):
+    given = {"--model": "builtin:tiny", "--dataset": str(tiny_dataset)} | {flag: value}
+    ended = cli("train", *(part for pair in given.items() for part in pair), "--dry-run")
+    assert ended.code == ExitCode.USAGE
+    assert f"error: {flag}: " in ended.err
+    assert "it is empty; was a variable not set? [LF-STRATEGY-029]" in ended.err

@@ -47,6 +47,34 @@ def test_every_error_of_every_file_is_shown_at_its_place(cli, write):
 
 
 @pytest.mark.parametrize(
+    ("key", "home"),
+    [
+        ("seed", "training.seed"),
+        ("lr", "training.lr"),
+        ("torch_dtype", "base_model.torch_dtype"),
+        ("max_samples", "dataset.max_samples"),
+        ("lora_r", "method.lora_r"),
+    ],
+)
+def test_a_key_in_the_wrong_block_is_told_where_it_belongs(cli, write, key, home):
+    top = cli("validate", write("a.yaml", f"{GOOD}{key}: 1\n"))
+    assert f"unknown key {key!r}; it belongs under components.fine_tuner.config: {home} [" in top.err
+    inner = cli("validate", write("b.yaml", f"{GOOD}      {key}: 1\n"))
+    assert f"unknown key {key!r} in components.fine_tuner.config; did you mean {home}? [" in inner.err
+    outside = cli("validate", write("good.yaml", GOOD), "--set", f"{key}=1")
+    assert home in outside.err
+
+
+@pytest.mark.parametrize("key", ["max_steps", "save_steps", "eval_steps"])
+@pytest.mark.parametrize("value", ["0", "-5"])
+def test_a_number_of_steps_that_means_nothing_is_refused(cli, write, key, value):
+    ended = cli("validate", write("good.yaml", GOOD), "--set", f"training.{key}={value}")
+    assert ended.code == 2
+    assert f"training.{key}: a number of steps, or -1, is expected, got {value} [LF-STRATEGY-029]" in ended.err
+    assert cli("validate", "good.yaml", "--set", f"training.{key}=-1").code == 0
+
+
+@pytest.mark.parametrize(
     ("text", "keys"),
     [
         ("method:\n  type: lora\n  r: 16\n", "method"),

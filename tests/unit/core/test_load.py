@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from core_test_components import Cpu, Dora, Full, Lora, Pytorch
 from core_test_components import registry as make_registry
 
 from llamafarm.core.explain import explain, resolved_yaml, secrets
@@ -108,6 +109,19 @@ def test_swap_drops_the_old_options_and_comes_before_leaves(registry, write):
     loaded = load(Request(write(GOOD), sets=("method.r=2", "method=dora")), registry)
     (method,) = loaded.tuner_config.method
     assert (method.type, method.r, method.alpha) == ("dora", 2, None)
+
+
+class Other(Pytorch):
+    name = "other"
+
+
+def test_a_swap_takes_nothing_of_what_is_said_beside_it(write, monkeypatch):
+    monkeypatch.setenv("LLAMAFARM_TRAINING__SEED", "5")
+    flags = (Flag("training.num_epochs", 1, "--epochs"), Flag("method", "full", "--method"))
+    sets = ("fine_tuner=other", "method=dora", "base_model=x")
+    config = load(Request(write(GOOD), flags, sets), make_registry(Other, Pytorch, Dora, Full, Lora, Cpu)).tuner_config
+    assert (config.training.num_epochs, config.training.seed) == (1, 5)
+    assert config.method[0].type == "dora"  # what --set chooses wins over what a flag does
 
 
 def test_fragment_options_survive_only_for_the_same_type(registry, write):

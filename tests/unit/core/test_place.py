@@ -233,3 +233,68 @@ def test_what_cannot_be_taken_away_hides_no_error(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="why it failed"):
         fail()
     assert live_owner(tmp_path / "deep" / "run") is None
+
+
+def replaced(folder: Path, run_id: str, *, dies: bool = False) -> None:
+    """A run that replaces what is there, and is worth more in the end; or is killed on the way."""
+    place = NewPlace(folder, run_id, overwrite=True).__enter__()
+    (folder / "model").write_text(run_id)
+    write_run(folder, run_id)
+    manifest = folder / "llamafarm" / "manifest.json"
+    if not dies:
+        names = sorted(path.name for path in folder.iterdir())
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": names}))
+        place.keep = True
+        place.__exit__()
+    else:
+        place._held.close()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_others_put_beside_a_run_stays_when_it_is_replaced(tmp_path, dies):
+    folder = tmp_path / "run"
+    replaced(folder, "one")
+    (folder / "rows.jsonl").write_text("rows")
+    (folder / "inner" / "llamafarm").mkdir(parents=True)
+    (folder / "export" / "gguf").mkdir(parents=True)
+    (folder / "answers.jsonl").write_text("rows too")
+    (folder / "merged").mkdir()
+    (folder / "merged" / "export_report.json").write_text("{}")
+    for number in range(2 * dies):
+        replaced(folder, f"killed-{number}", dies=True)
+    replaced(folder, "three")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "answers.jsonl", "inner", "llamafarm", "model", "rows.jsonl"
+    ]  # fmt: skip
+    assert ((folder / "rows.jsonl").read_text(), (folder / "model").read_text()) == ("rows", "three")
+    assert not (tmp_path / ".run.before").exists()
+    (folder / "training_loss.png").touch()
+    replaced(folder, "four")
+    assert (folder / "rows.jsonl").is_file()
+    assert not (folder / "training_loss.png").exists()
+
+
+def test_measures_of_a_run_go_with_it(tmp_path):
+    folder = tmp_path / "run"
+    replaced(folder, "one")
+    for name in ("evaluation_results.json", "answers.jsonl"):
+        (folder / name).touch()
+    replaced(folder, "two")
+    assert sorted(path.name for path in folder.iterdir()) == ["llamafarm", "model"]
+
+
+def test_a_run_that_has_not_said_what_it_wrote_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "run"
+    write_run(folder, "one")
+    (folder / "checkpoint-9").mkdir()
+    replaced(folder, "two")
+    assert sorted(path.name for path in folder.iterdir()) == ["llamafarm", "model"]
+
+
+def test_a_name_that_the_new_run_takes_is_kept_beside_it(tmp_path):
+    folder = tmp_path / "run"
+    replaced(folder, "one")
+    manifest = folder / "llamafarm" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": ["llamafarm"]}))
+    replaced(folder, "two")
+    assert ((folder / "model").read_text(), (folder / "model.before").read_text()) == ("two", "one")

@@ -119,6 +119,7 @@ def test_failing_later_keeps_what_there_is_and_says_so(project, tmp_path, monkey
     assert (tmp_path / "output/half").exists()
     facts = manifest(tmp_path)
     assert (facts["status"], facts["exit_code"]) == ("interrupted", ExitCode.INTERRUPTED)
+    assert facts["error"].startswith("stopped by ")
 
 
 def test_a_numeric_failure_records_its_exit_code(project, tmp_path, monkeypatch):
@@ -135,15 +136,16 @@ def test_a_numeric_failure_records_its_exit_code(project, tmp_path, monkeypatch)
 
 def test_an_earlier_run_is_kept_unless_overwriting_succeeds(registry, project, tmp_path):
     run(registry, project)
-    (tmp_path / "output/mine").write_text("x")
+    old = tmp_path / "output/adapter_model.safetensors"
+    old.write_text("old")
     with pytest.raises(RunDirectoryError, match="--overwrite"):
         run(registry, project)
     overwrite = ("overwrite_output_dir", True, "--overwrite")
     with pytest.raises(KeyboardInterrupt):
         run(make_registry(Lora, Failing, Cpu, Hash), project, overwrite)
-    assert (tmp_path / "output/mine").exists(), "a run that never trained does not cost the old one"
+    assert old.read_text() == "old", "a run that never trained does not cost the old one"
     run(registry, project, overwrite)
-    assert not (tmp_path / "output/mine").exists()
+    assert old.read_text() == "weights"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -268,3 +270,26 @@ def test_rows_are_held_out_when_evaluation_is_asked_for(registry, project):
     assert planned.splitter is not None
     assert "data_splitter" in {decision.subject for decision in planned.plan.decisions}
     assert make_plan(load(Request(project), registry), registry).splitter is None
+
+
+def test_a_run_says_what_it_wrote_and_what_it_found_stays(registry, project, tmp_path):
+    run(registry, project)
+    assert manifest(tmp_path)["files"] == ["adapter_model.safetensors", "llamafarm"]
+    (tmp_path / "output" / "rows.jsonl").write_text((tmp_path / "data.jsonl").read_text())
+    (tmp_path / "output" / "mine.yaml").write_text(STRATEGY)
+    over = ("overwrite_output_dir", True, "--overwrite")
+    run(registry, "output/mine.yaml", over, ("dataset.path", "output/rows.jsonl", "--dataset"))
+    assert (tmp_path / "output" / "rows.jsonl").read_text() == (tmp_path / "data.jsonl").read_text()
+    assert (tmp_path / "output" / "llamafarm" / "strategy.yaml").read_text() == STRATEGY
+    assert manifest(tmp_path)["files"] == ["adapter_model.safetensors", "llamafarm"]
+
+
+def test_a_base_model_in_the_folder_that_is_replaced_is_refused(registry, project, tmp_path):
+    run(registry, project, sets=("output_dir=base/../deep",))
+    (tmp_path / "deep" / "config.json").write_text("{}")
+    over = ("overwrite_output_dir", True, "--overwrite")
+    with pytest.raises(
+        RunDirectoryError, match=r"the base model deep is part of what --overwrite replaces.*LF-RUN-118"
+    ):
+        run(registry, project, over, ("base_model.huggingface_id", "deep", "--model"), sets=("output_dir=deep",))
+    assert (tmp_path / "deep" / "adapter_model.safetensors").is_file()

@@ -124,6 +124,12 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path, write: Any) -> None:
         list(read_rows(tmp_path / "nowhere" / "train.jsonl"))
 
 
+def test_a_relative_path_is_told_where_it_was_looked_for(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"it is looked for in the working folder, " + str(tmp_path)):
+        list(read_rows(Path("train.jsonl")))
+
+
 def test_a_folder_is_no_file(tmp_path: Path, write: Any) -> None:
     write(GOOD, "b.jsonl")
     with pytest.raises(DataError, match=r"a folder, where a file .* such as 'b.jsonl' \[LF-DATA-002\]"):

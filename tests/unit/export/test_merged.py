@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +43,9 @@ def test_merged_equals_unmerged_and_loads_with_plain_transformers(base, base_of,
         path.name for path in (tmp_path / "out").iterdir()
     }
     assert "held-out rows of the run" in report.prompts
+    config = (tmp_path / "out" / "config.json").read_text()  # what is published tells nobody's folders
+    assert str(base_of(base).parent) not in config
+    assert str(run.parent) not in config
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -137,6 +142,24 @@ def test_what_is_there_is_not_replaced_unless_told(trained, registry, tmp_path, 
     export(ExportRequest(str(trained()), "merged", tmp_path / "out", overwrite=True), registry)
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
+
+
+def test_what_others_put_into_an_export_stays_when_it_is_replaced(trained, registry, tmp_path):
+    request = ExportRequest(str(trained()), "adapter", tmp_path / "out", overwrite=True)
+    export(request, registry)
+    (tmp_path / "out" / "mine").mkdir()
+    (tmp_path / "out" / "mine" / "rows.jsonl").write_text("rows")
+    adapter = tmp_path / "out" / "adapter_model.safetensors"
+    whole = adapter.read_bytes()
+    adapter.write_bytes(b"old")
+    for _ in range(2):
+        export(request, registry)
+    assert (tmp_path / "out" / "mine" / "rows.jsonl").read_text() == "rows"
+    assert adapter.read_bytes() == whole
+    inner = replace(request, model=str(tmp_path / "out" / "mine"))
+    shutil.copytree(request.model, tmp_path / "out" / "mine", dirs_exist_ok=True)
+    with pytest.raises(UsageError, match=r"out holds the model itself.*LF-USAGE-022"):
+        export(inner, registry)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

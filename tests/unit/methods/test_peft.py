@@ -109,12 +109,21 @@ def test_a_module_to_save_that_does_not_exist_is_refused(model, run):
 def test_biases_are_trained_as_asked(model, bias, run):
     adapted = Lora(LoraConfig(bias=bias, target_modules="dense")).apply(model, run)
     biases = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad and "bias" in name}
+    assert run.events == []
     everywhere = {name for name, _ in adapted.named_parameters() if name.endswith("bias")}
     if bias == "lora_only":
         assert biases
         assert all("attention.dense" in name for name in biases)
     else:
         assert biases == (everywhere if bias == "all" else set())
+
+
+@pytest.mark.parametrize(("bias", "of"), [("all", "the model has"), ("lora_only", "the adapted layers have")])
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_biases_that_are_not_there_are_said(model, bias, of, run):
+    Lora(LoraConfig(bias=bias)).apply(model, run)
+    (event,) = run.events
+    assert (event.type, event.fields["message"]) == ("warning", f"bias: {bias} has no effect: {of} no biases")
 
 
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4", False])

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from llamafarm.api import TrainingConfig
-from llamafarm_tuners.pytorch.best import BestSoFar
+from llamafarm_tuners.pytorch.best import BestSoFar, without_effect
+from llamafarm_tuners.pytorch.schedule import Rhythm
 
 
 def follow(training: TrainingConfig, values: list[float], metric: str = "eval_loss") -> BestSoFar:
@@ -65,3 +66,14 @@ def test_slow_but_steady_gains_above_the_threshold_in_sum_reset_the_patience():
 
 def test_it_never_stops_unless_asked():
     assert not follow(TrainingConfig(early_stopping_patience=1), [1.0] * 10).exhausted
+
+
+@pytest.mark.parametrize(("every", "steps", "said"), [(0, 10, 2), (10, 10, 2), (5, 10, 1), (3, 10, 1), (3, 13, 0)])
+def test_what_too_few_evaluations_leave_without_effect_is_said(every, steps, said):
+    training = TrainingConfig(early_stopping=True, early_stopping_patience=3, load_best_model_at_end=True)
+    evaluations = Rhythm(every).before(steps)
+    assert evaluations == sum(Rhythm(every).due(step) for step in range(1, steps))
+    assert len(list(without_effect(training, evaluations))) == said
+    # what is not said can happen: the first evaluation is the best, and all others follow
+    assert follow(training, [1.0 + step for step in range(evaluations)]).exhausted == (said == 0)
+    assert list(without_effect(TrainingConfig(), evaluations)) == []
