@@ -2,8 +2,8 @@
 
 What they compute is said in `_head`, `_layers` and `_attend`, which compute the same by PyTorch where these are
 missing: not built, switched off, or given tensors that they do not take. Arithmetic is in float32, but for products of
-bfloat16 where the processor has them (`pairs`), whose sums are; results are rounded
-once. No result depends on the number of threads, which are PyTorch's own.
+bfloat16 where the processor has them (`pairs`), whose sums are; results are rounded once. No result depends on the
+number of threads, which are PyTorch's own.
 """
 
 from __future__ import annotations
