@@ -41,8 +41,8 @@ print([entry["loss"] for entry in map(json.loads, log.splitlines()) if "loss" in
 
 llamafarm("export", "--model", run["model_dir"], "--to", "merged", "--output", "output/merged")
 
-tokenizer = AutoTokenizer.from_pretrained("output/merged")
-model = AutoModelForCausalLM.from_pretrained("output/merged")
+tokenizer = AutoTokenizer.from_pretrained("output/merged", trust_remote_code=False)
+model = AutoModelForCausalLM.from_pretrained("output/merged", trust_remote_code=False)
 question = [{"role": "user", "content": "Turn on the light"}]
 tokens = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 answer = model.generate(**tokens, max_new_tokens=8, do_sample=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamafarm.api import AdapterSpec, Costs, RunPlan, Workload
+from llamafarm.api.launch import world_size
 from llamafarm.estimate.adapters import Trained, trained
 from llamafarm.estimate.architecture import Architecture, read_architecture
 from llamafarm.estimate.arithmetic import (
@@ -33,8 +34,10 @@ from llamafarm_tuners.pytorch.schedule import happens, plan_sizes
 
 _MIB = 2**20
 _WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-_BASE = {"cpu": 386 * _MIB, "cuda": 0, "mps": 0}
+_BASE = {"cpu": 337 * _MIB, "cuda": 0, "mps": 0}
 """Main memory of the process with torch, transformers, PEFT and accelerate imported; measured on Linux, x86-64."""
+_TOGETHER = 49 * _MIB
+"""What each of several processes imports besides."""
 _BITSANDBYTES = 70 * _MIB
 _CONTEXT = 700 * _MIB
 """What CUDA and its libraries take of a GPU besides what PyTorch counts."""
@@ -48,6 +51,8 @@ _LOGITS = {"cpu": 32 * _MIB}
 _LOGITS_ELSEWHERE = 256 * _MIB
 """A chunk of logits, as in `fast/_head.py`; it is there as logits, probabilities, error, and as products give it."""
 _COPIES = 4
+_IN_PLACE = 0.25
+"""Of that, where compiled kernels compute in 16 bits: this chunk and the one before, of half the size."""
 _UNCHUNKED = frozenset({"gemma2", "gemma3_text"})
 """Architectures that do more to logits than one product."""
 
@@ -202,7 +207,8 @@ def _trained_embedding(run: _Run) -> int:
 
 def _memory(run: _Run, micro_batches: int) -> Iterator[tuple[str, float]]:
     base = float(_BASE.get(run.plan.device.type, 0))
-    yield "process", base + (_BITSANDBYTES if base and run.packed else 0)
+    beside = (_BITSANDBYTES if run.packed else 0) + (_TOGETHER if world_size() > 1 else 0)
+    yield "process", base + (beside if base else 0)
     yield "weights", _weights(run)
     yield "ordered copies", _copies(run)
     adapters, changed = run.found.adapters, run.found.base
@@ -302,6 +308,7 @@ def _logits(run: _Run) -> float:
     parts = _COPIES * (
         whole if architecture.model_type in _UNCHUNKED else min(whole, max(chunk, 64.0 * architecture.vocabulary))
     )
+    parts *= _IN_PLACE if run.on_cpu and run.formats.product == 2.0 and run.formats.compiled else 1.0
     states = 3.0 * 4.0 * learned * architecture.hidden  # hidden states, those in the products' format, the gradient
     mixed = autocast(run.config.training, run.plan) != "no" and run.width == 4.0
     return parts + states + (2.0 * architecture.vocabulary * architecture.hidden if mixed else 0.0)
