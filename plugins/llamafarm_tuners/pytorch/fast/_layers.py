@@ -1,7 +1,7 @@
 """The parts of a decoder layer with their backward pass written out: nothing is kept that is free to recompute.
 
-They work on one long row, (tokens, size), or on some of its tokens (`among`). Where the weights are bfloat16, norms and
-attention are computed in float32.
+They work on one long row, (tokens, size), or on some of its tokens (`among`). Where the weights are bfloat16, norms are
+computed in float32, and attention but for its products where the processor multiplies pairs of bfloat16.
 """
 
 from __future__ import annotations
