@@ -76,3 +76,10 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def free_name(folder: Path, name: str) -> str:
+    """A name like this one that nothing in the folder has."""
+    while os.path.lexists(folder / name):
+        name += ".before"
+    return name

@@ -13,7 +13,7 @@ from llamafarm.core.lock import OwnerLock, alone_in, live_owner
 from llamafarm.core.output import BROUGHT, check_output_dir, is_stillborn, names_brought, strangers
 from llamafarm.core.record import OWN
 from llamafarm.errors import DiskError
-from llamafarm.files import sync_folder, write_atomically
+from llamafarm.files import free_name, sync_folder, write_atomically
 
 
 class NewPlace:
@@ -111,7 +111,7 @@ def _take_away(before: Path, folder: Path) -> None:
     """Remove a run that was replaced; what others had put beside it moves to the one that replaces it."""
     if not before.is_dir():
         return
-    moving = {path: _free(folder, path.name) for path in strangers(before)}
+    moving = {path: free_name(folder, path.name) for path in strangers(before)}
     if moving:  # told first: whoever replaces this run, killed or not, has to know
         names = sorted(names_brought(folder).union(moving.values()))
         write_atomically(folder / OWN / BROUGHT, json.dumps(names) + "\n")
@@ -119,13 +119,6 @@ def _take_away(before: Path, folder: Path) -> None:
         path.replace(folder / name)
     sync_folder(folder)  # it is there before it is gone from where it was
     shutil.rmtree(before, ignore_errors=True)
-
-
-def _free(folder: Path, name: str) -> str:
-    """A name like this one that nothing in the folder has."""
-    while os.path.lexists(folder / name):
-        name += ".before"
-    return name
 
 
 def _in_the_way(folder: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llamafarm.errors import DiskError, UsageError
 from llamafarm.export.report import REPORT_FILE
-from llamafarm.files import system_errors
+from llamafarm.files import free_name, system_errors
 
 
 def check_place(output: Path, model: Path | None, *, overwrite: bool) -> None:
@@ -86,8 +86,8 @@ def _keep_others(before: Path, output: Path) -> None:
     if not isinstance(written, list):
         return  # nobody knows what it wrote
     for path in before.iterdir():
-        if path.name not in written and not os.path.lexists(output / path.name):
-            path.rename(output / path.name)
+        if path.name not in written:
+            path.rename(output / free_name(output, path.name))
 
 
 def _report(folder: Path) -> dict[str, Any] | None:

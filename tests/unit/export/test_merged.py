@@ -162,6 +162,14 @@ def test_what_others_put_into_an_export_stays_when_it_is_replaced(trained, regis
         export(inner, registry)
 
 
+def test_what_others_put_into_an_export_stays_where_the_next_one_has_a_file_of_that_name(trained, registry, tmp_path):
+    export(ExportRequest(str(trained()), "adapter", tmp_path / "out"), registry)
+    (tmp_path / "out" / "config.json").write_text("mine")
+    export(ExportRequest(str(trained()), "merged", tmp_path / "out", overwrite=True), registry)
+    assert (tmp_path / "out" / "config.json.before").read_text() == "mine"
+    assert "architectures" in (tmp_path / "out" / "config.json").read_text()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_no_export_is_never_replaced(overwrite, trained, registry, tmp_path):
     (tmp_path / "mine").mkdir()
